@@ -1,0 +1,6 @@
+//! The cloud: one durable log on an object store, read and written with Kafka, AMQP 0-9-1 and MQTT clients.
+//!
+//! Heads (`bridge`, `mqtt`, `kafka`, `amqp`) are siblings over `log`; `log` stands on `engine`. Heads never see each other.
+
+pub mod engine;
+pub mod log;

@@ -1,0 +1,369 @@
+//! THE contract that heads see: streams of partitions of record batches, appended and read by offset.
+//!
+//! ```text
+//!  head --submit(Transaction)--> shard owner task: checks guards, assigns offsets, groups many into one engine write
+//!                                   |  write                    |  durable
+//!                                 engine                        v
+//!  head <--------------------- Committed (base offsets) --- high watermark moves, followers wake
+//! ```
+//! Promises: transactions of one shard take effect in submit order, each wholly or not at all; an answer comes only after
+//! the transaction is durable; readers never see above the high watermark, which never falls; offsets of a partition
+//! are contiguous. Each stream's partition lives in one shard; each shard has one owning task.
+//! Change here: order, offsets, durability. Not here: storage (`engine`), protocols (heads), where to route (`route`).
+
+pub mod error;
+pub mod stream;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+pub use error::LogError;
+pub use stream::{Stream, StreamConfig, StreamId};
+use tokio::sync::oneshot;
+use tributary_shared::record::Batch;
+
+use crate::engine::{Engine, ScanLimit, ShardId, Write};
+
+/// Offset of a record in its partition.
+pub type Offset = i64;
+
+/// A partition of a stream: stream id in the upper 32 bits, index in the lower. Never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PartitionId(pub u64);
+
+impl PartitionId {
+    /// Partition `index` of `stream`.
+    pub fn new(stream: StreamId, index: u32) -> Self {
+        Self(u64::from(stream.0) << 32 | u64::from(index))
+    }
+
+    /// Its stream.
+    pub fn stream(self) -> StreamId {
+        StreamId((self.0 >> 32) as u32)
+    }
+
+    /// Its index.
+    pub fn index(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+/// What must hold for a transaction to be applied, and what is remembered with it so that a repeat is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Guard {
+    /// Nothing.
+    None,
+    /// Kafka idempotent producer: id, epoch and sequence are read from the headers of the transaction's batches
+    /// (batches without a producer id pass). A repeat of one of the last 5 answers with its offset.
+    Producer,
+    /// An edge's batch `[seq, seq + count)` of an epoch (DESIGN 6, "Cloud rule").
+    Edge {
+        /// Edge id.
+        edge: Arc<str>,
+        /// Epoch.
+        epoch: i64,
+        /// First sequence.
+        seq: u64,
+        /// Records.
+        count: u32,
+    },
+}
+
+/// One append.
+#[derive(Debug, Clone)]
+pub struct Append {
+    /// Where; all partitions of a transaction live in its shard.
+    pub partition: PartitionId,
+    /// What; its offset is assigned by the log.
+    pub batch: Batch,
+}
+
+/// Key-value writes that need the offsets just assigned (one base offset an append, in order).
+pub type Index = Box<dyn FnOnce(&[Offset]) -> Vec<Write> + Send>;
+
+/// One atomic change of one shard: records, marks and a head's own keys (see [`Log::state_key`]).
+#[derive(Default)]
+pub struct Transaction {
+    /// Records.
+    pub appends: Vec<Append>,
+    /// Condition.
+    pub guard: Guard,
+    /// Head's keys.
+    pub writes: Vec<Write>,
+    /// Head's keys that depend on the offsets. Not called for a duplicate.
+    pub index: Option<Index>,
+}
+
+impl Default for Guard {
+    fn default() -> Self {
+        Self::None
+    }
+}
+
+/// A durable transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Committed {
+    /// Base offset of each append, in order. For a duplicate under [`Guard::Producer`] the old ones; under
+    /// [`Guard::Edge`] empty.
+    pub base_offsets: Vec<Offset>,
+    /// It had been applied before; nothing was written now, and the earlier one is durable.
+    pub duplicate: bool,
+}
+
+/// A submitted transaction; resolves when it is durable or refused.
+pub type Pending = oneshot::Receiver<Result<Committed, LogError>>;
+
+/// Start and end of what can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watermarks {
+    /// First offset still there.
+    pub start: Offset,
+    /// One past the last durable record.
+    pub high: Offset,
+}
+
+/// Cheap handle; clones share everything.
+#[derive(Clone)]
+pub struct Log {
+    inner: Arc<()>,
+}
+
+#[allow(clippy::unused_self, unused_variables)]
+impl Log {
+    /// Opens all shards of `engine`, reads the streams and their ends, starts one owner task a shard.
+    pub async fn open(engine: Arc<dyn Engine>, settings: Settings) -> Result<Self, LogError> {
+        unimplemented!()
+    }
+
+    /// Stops the owners after what was submitted is durable; later calls return [`LogError::Closed`].
+    pub async fn close(&self) -> Result<(), LogError> {
+        unimplemented!()
+    }
+
+    // ---- streams ----
+
+    /// Makes a stream durably. Existing: [`LogError::StreamExists`]. `partitions: None` = one a shard.
+    pub async fn create_stream(
+        &self,
+        name: &str,
+        partitions: Option<u32>,
+        config: StreamConfig,
+    ) -> Result<Arc<Stream>, LogError> {
+        unimplemented!()
+    }
+
+    /// The stream, made with default settings if it is not there.
+    pub async fn ensure_stream(&self, name: &str) -> Result<Arc<Stream>, LogError> {
+        unimplemented!()
+    }
+
+    /// By name.
+    pub fn stream(&self, name: &str) -> Option<Arc<Stream>> {
+        unimplemented!()
+    }
+
+    /// By id.
+    pub fn stream_by_id(&self, id: StreamId) -> Option<Arc<Stream>> {
+        unimplemented!()
+    }
+
+    /// All, by name.
+    pub fn streams(&self) -> Vec<Arc<Stream>> {
+        unimplemented!()
+    }
+
+    /// Adds partitions up to `partitions`.
+    pub async fn grow_stream(&self, name: &str, partitions: u32) -> Result<Arc<Stream>, LogError> {
+        unimplemented!()
+    }
+
+    /// Changes a stream's settings.
+    pub async fn configure_stream(
+        &self,
+        name: &str,
+        config: StreamConfig,
+    ) -> Result<Arc<Stream>, LogError> {
+        unimplemented!()
+    }
+
+    /// Deletes a stream; its records go in the background.
+    pub async fn delete_stream(&self, name: &str) -> Result<(), LogError> {
+        unimplemented!()
+    }
+
+    /// Shards there are.
+    pub fn shards(&self) -> u16 {
+        unimplemented!()
+    }
+
+    /// The shard a partition lives in.
+    pub fn shard_of(&self, partition: PartitionId) -> Result<ShardId, LogError> {
+        unimplemented!()
+    }
+
+    /// The shard of a name (edge id, group, virtual host, client id): a stable hash.
+    pub fn home_shard(&self, name: &str) -> ShardId {
+        unimplemented!()
+    }
+
+    // ---- writing ----
+
+    /// Hands a transaction to the shard's owner, in call order; waits only for room in its bounded queue.
+    pub async fn submit(
+        &self,
+        shard: ShardId,
+        transaction: Transaction,
+    ) -> Result<Pending, LogError> {
+        unimplemented!()
+    }
+
+    /// [`Log::submit`], and waits for the answer.
+    pub async fn commit(
+        &self,
+        shard: ShardId,
+        transaction: Transaction,
+    ) -> Result<Committed, LogError> {
+        unimplemented!()
+    }
+
+    /// Appends one batch under `guard`; returns its base offset.
+    pub async fn append(
+        &self,
+        partition: PartitionId,
+        batch: Batch,
+        guard: Guard,
+    ) -> Result<Committed, LogError> {
+        unimplemented!()
+    }
+
+    /// `next` of every epoch known of an edge: (epoch, next seq).
+    pub async fn edge_marks(&self, edge: &str) -> Result<Vec<(i64, u64)>, LogError> {
+        unimplemented!()
+    }
+
+    // ---- reading ----
+
+    /// Whole batches from the one that contains `from` on, below the high watermark, about `max_bytes` but at least one;
+    /// empty at the high watermark. Out of range: [`LogError::OffsetOutOfRange`]. Recent batches come from memory.
+    pub async fn read(
+        &self,
+        partition: PartitionId,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<Vec<Batch>, LogError> {
+        unimplemented!()
+    }
+
+    /// Start and end of a partition.
+    pub fn watermarks(&self, partition: PartitionId) -> Result<Watermarks, LogError> {
+        unimplemented!()
+    }
+
+    /// Returns when the partition's high watermark is above `seen` (at once if it is).
+    pub async fn wait_above(
+        &self,
+        partition: PartitionId,
+        seen: Offset,
+    ) -> Result<Offset, LogError> {
+        unimplemented!()
+    }
+
+    /// A follower of everything: tells which partitions moved, never polls, never loses a move (moves coalesce).
+    pub fn follow(&self) -> Follower {
+        unimplemented!()
+    }
+
+    /// The first record with a timestamp of at least `timestamp_ms`: (offset, its timestamp).
+    pub async fn offset_at_time(
+        &self,
+        partition: PartitionId,
+        timestamp_ms: i64,
+    ) -> Result<Option<(Offset, i64)>, LogError> {
+        unimplemented!()
+    }
+
+    /// Removes records below `before`.
+    pub async fn trim(
+        &self,
+        partition: PartitionId,
+        before: Offset,
+    ) -> Result<Watermarks, LogError> {
+        unimplemented!()
+    }
+
+    // ---- a head's own durable state, in the same shards and commits ----
+
+    /// A key of head `space` (one letter each: see `keys`) for [`Transaction::writes`] and the reads below.
+    pub fn state_key(space: StateSpace, key: &[u8]) -> Bytes {
+        unimplemented!()
+    }
+
+    /// One value; sees what was submitted before, as far as it is durable.
+    pub async fn state_get(
+        &self,
+        shard: ShardId,
+        space: StateSpace,
+        key: &[u8],
+    ) -> Result<Option<Bytes>, LogError> {
+        unimplemented!()
+    }
+
+    /// Entries whose key starts with `prefix`, after `after` if given; keys come back without the space's prefix.
+    pub async fn state_scan(
+        &self,
+        shard: ShardId,
+        space: StateSpace,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: ScanLimit,
+    ) -> Result<Vec<(Bytes, Bytes)>, LogError> {
+        unimplemented!()
+    }
+}
+
+/// Whose keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StateSpace {
+    /// Consumer groups: members' metadata.
+    Group,
+    /// Consumer groups: committed offsets.
+    GroupOffset,
+    /// AMQP: exchanges, queues, bindings, users.
+    Amqp,
+    /// AMQP queue index entries.
+    Queue,
+    /// AMQP queue acknowledgements and router cursors.
+    QueueAck,
+    /// MQTT sessions, subscriptions, queue entries.
+    Session,
+    /// MQTT retained messages.
+    Retained,
+    /// Metadata of the cloud itself: routes, settings.
+    Meta,
+}
+
+/// See [`Log::follow`].
+pub struct Follower {
+    inner: Arc<()>,
+}
+
+impl Follower {
+    /// Waits until at least one partition's high watermark moved since the last call (the first call returns every
+    /// partition that has records), and returns which. `None`: the log closed.
+    pub async fn next(&mut self) -> Option<Vec<PartitionId>> {
+        let _ = &self.inner;
+        unimplemented!()
+    }
+}
+
+tributary_shared::settings! {
+    /// The log: limits and defaults of streams.
+    pub struct Settings {
+        /// Largest record batch taken, bytes.
+        pub max_batch_bytes: usize = 1_048_588,
+        /// Partitions of a stream that is made without saying how many; 0 = one a shard.
+        pub default_partitions: u32 = 0,
+        /// Memory for recent batches, bytes, all partitions together.
+        pub cache_bytes: usize = 64 * 1024 * 1024,
+    }
+}

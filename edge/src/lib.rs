@@ -1,0 +1,1 @@
+//! The edge: an MQTT broker that keeps every message on disk and syncs it upstream.

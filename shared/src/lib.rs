@@ -1,0 +1,12 @@
+//! What edge and cloud have in common. Pure where it can be: `record`, `topic`, `mqtt`, `session` know no I/O.
+//!
+//! Reading order = the path of a message: `net` accepts, `connection` reads packets (`mqtt`), `session` decides,
+//! the host stores a `record`.
+
+pub mod config;
+pub mod connection;
+pub mod message;
+pub mod mqtt;
+pub mod record;
+pub mod session;
+pub mod topic;

@@ -1,0 +1,35 @@
+//! An application message on its way through a broker: what a PUBLISH said, without the packet around it.
+//!
+//! Holds: the message and its encodings, made once per protocol version and shared by all its readers.
+//! Not here: what is delivered to whom (`session`), the record it becomes in the log (`record::mqtt`).
+
+use bytes::Bytes;
+use bytestring::ByteString;
+
+use crate::mqtt::packet::{PublishProperties, Qos};
+
+/// One message; shared as `Arc<Message>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Full topic name, never empty, never an alias.
+    pub topic: ByteString,
+    /// Untouched.
+    pub payload: Bytes,
+    /// QoS it was published with.
+    pub qos: Qos,
+    /// Retain flag it was published with.
+    pub retain: bool,
+    /// Properties to forward. `message_expiry` is as published; what remains is computed from `expires_ms`.
+    pub properties: PublishProperties,
+    /// Client id of the publisher; `None`: the broker itself or another protocol.
+    pub publisher: Option<ByteString>,
+    /// When the broker got it, ms since 1970.
+    pub received_ms: i64,
+    /// When it expires, ms since 1970.
+    pub expires_ms: Option<i64>,
+}
+
+/// Where a message lies in the host's store. The session core does not look inside.
+/// Edge: (batch id, index in the batch). Cloud: (partition id, offset).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MessageRef(pub u64, pub u64);

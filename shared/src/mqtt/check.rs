@@ -1,0 +1,1 @@
+//! What is legal in a packet beyond its shape: topics, strings, property sets.

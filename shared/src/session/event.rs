@@ -1,0 +1,91 @@
+//! What can happen to the broker.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use bytestring::ByteString;
+
+use crate::{
+    message::{Message, MessageRef},
+    mqtt::packet::{Connect, Packet, Reason},
+};
+
+/// A network connection, unique for the life of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(pub u64);
+
+/// A session, unique for the life of the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// The time of a decision, given by the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Monotonic ms since the process started: timers.
+    pub mono_ms: u64,
+    /// Wall clock, ms since 1970: message times and expiry.
+    pub wall_ms: i64,
+}
+
+/// Who is at the other end, established before the event is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Authenticated principal; `None` = anonymous.
+    pub principal: Option<ByteString>,
+    /// Remote address.
+    pub address: Option<SocketAddr>,
+}
+
+/// One event.
+#[derive(Debug)]
+pub enum Event {
+    /// A checked CONNECT of an authenticated peer. Nothing was touched before it.
+    Connect {
+        /// New connection.
+        connection: ConnectionId,
+        /// Its CONNECT.
+        connect: Box<Connect>,
+        /// Who.
+        peer: Peer,
+    },
+    /// Any later packet.
+    Packet {
+        /// Connection it came on.
+        connection: ConnectionId,
+        /// The packet, checked by the codec.
+        packet: Packet,
+    },
+    /// The socket is gone or must go; DISCONNECT itself arrives as a packet. The will is due unless that said otherwise.
+    Closed {
+        /// Which.
+        connection: ConnectionId,
+        /// For a peer's fault: the code to send in DISCONNECT (or CONNACK) before closing.
+        reason: Option<Reason>,
+    },
+    /// A message that did not come from a connection: downlink, log, `$SYS`.
+    Message {
+        /// It.
+        message: Arc<Message>,
+        /// Where the host has it already; `None`: not stored yet.
+        stored: Option<MessageRef>,
+    },
+    /// Answer to [`super::Effect::Load`].
+    Loaded {
+        /// Whose queue.
+        session: SessionId,
+        /// In order of `seq`, without gaps from the one asked for.
+        entries: Vec<LoadedEntry>,
+        /// Nothing is stored after these.
+        complete: bool,
+    },
+    /// Time passed. The host calls at [`super::Decision::wake_ms`] at the latest.
+    Tick,
+}
+
+/// A stored queue entry brought back to memory.
+#[derive(Debug, Clone)]
+pub struct LoadedEntry {
+    /// Place in the session's queue.
+    pub queued: super::Queued,
+    /// The message; `None`: its body is gone (salvage), the entry is to be dropped and counted.
+    pub message: Option<Arc<Message>>,
+}

@@ -1,0 +1,1 @@
+//! MQTT topic <-> AMQP routing key and binding pattern.
