@@ -1,1 +1,23 @@
 //! The whole system under test: starts edges, clouds and clients on free ports in temporary folders.
+//!
+//! Holds: process handles that kill what they started, by id. Change here: how a part is started.
+//! Not here: what is promised (`tests/`, one file a promise).
+
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::missing_panics_doc,
+    reason = "a test that cannot go on fails"
+)]
+
+pub mod process;
+pub mod s3;
+
+pub use process::{Cloud, Edge};
+
+/// Prints one line to stdout at once; the only place that does.
+#[expect(clippy::print_stdout, reason = "the ready line of a test program")]
+pub fn say(line: &str) {
+    println!("{line}");
+}

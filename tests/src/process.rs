@@ -1,0 +1,237 @@
+//! `tributary-edge` and `tributary-cloud` as processes: start, wait for `ready`, kill, start again on the same ports.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    time::Duration,
+};
+
+use serde_json::Value;
+
+/// How long a start may take before the test fails.
+const READY: Duration = Duration::from_secs(60);
+
+/// One running process and what its `ready` line said.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    ready: Value,
+}
+
+/// Where cargo puts the binaries of the profile that runs this test; `TRIBUTARY_BIN_DIR` overrides.
+pub fn binary(name: &str) -> PathBuf {
+    #[expect(clippy::disallowed_methods, reason = "tests have no settings")]
+    let directory = std::env::var("TRIBUTARY_BIN_DIR").map(PathBuf::from).unwrap_or_else(|_| {
+        let exe = std::env::current_exe().expect("own path");
+        let deps = exe.parent().expect("a folder");
+        if deps.ends_with("deps") { deps.parent().expect("a folder") } else { deps }.to_path_buf()
+    });
+    let path = directory.join(name);
+    assert!(path.exists(), "{} is not built: run `cargo build --bins` first", path.display());
+    path
+}
+
+impl Process {
+    /// Starts `command` and waits for its `ready {json}` line.
+    pub fn start(mut command: Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let stdout = child.stdout.take().expect("piped");
+        let (send, receive) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if let Some(json) = line.strip_prefix("ready ") {
+                    let _ = send.send(serde_json::from_str::<Value>(json).expect("json"));
+                }
+            }
+        });
+        match receive.recv_timeout(READY) {
+            Ok(ready) => Self { child, ready },
+            Err(_) => {
+                let _ = child.kill();
+                let status = child.wait();
+                panic!("not ready: {command:?} ended with {status:?}");
+            }
+        }
+    }
+
+    /// An address of the `ready` line.
+    pub fn address(&self, name: &str) -> SocketAddr {
+        self.ready[name]
+            .as_str()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or_else(|| panic!("no address `{name}` in {}", self.ready))
+    }
+
+    /// Process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills without a chance to do anything (SIGKILL), waits for the end.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Asks it to stop (SIGTERM) and returns its exit code.
+    pub fn stop(&mut self) -> Option<i32> {
+        let pid = self.child.id().to_string();
+        let _ = Command::new("kill").args(["-TERM", &pid]).status();
+        self.child.wait().ok().and_then(|status| status.code())
+    }
+
+    /// Resident memory in KiB.
+    pub fn rss_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        status
+            .unwrap_or_default()
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .and_then(|rest| rest.trim().trim_end_matches(" kB").trim().parse().ok())
+            .unwrap_or(0)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A cloud on loopback.
+#[derive(Debug)]
+pub struct Cloud {
+    /// Process.
+    pub process: Process,
+    /// MQTT and bridge.
+    pub mqtt: SocketAddr,
+    /// Kafka.
+    pub kafka: SocketAddr,
+    /// AMQP.
+    pub amqp: SocketAddr,
+    /// HTTP.
+    pub admin: SocketAddr,
+    data: String,
+    extra: Vec<String>,
+}
+
+impl Cloud {
+    /// A cloud with its data in `folder`, on free ports.
+    pub fn start(folder: &Path) -> Self {
+        Self::start_with(&format!("file://{}", folder.display()), &[])
+    }
+
+    /// With an engine URL and more arguments.
+    pub fn start_with(data: &str, extra: &[&str]) -> Self {
+        let any = "127.0.0.1:0".parse().expect("address");
+        let extra = extra.iter().map(|&argument| argument.to_owned()).collect();
+        Self::launch(data.to_owned(), [any; 4], extra)
+    }
+
+    fn launch(
+        data: String,
+        [mqtt, kafka, amqp, admin]: [SocketAddr; 4],
+        extra: Vec<String>,
+    ) -> Self {
+        let mut command = Command::new(binary("tributary-cloud"));
+        command.args(["serve", "--data", &data]);
+        for (flag, address) in
+            [("--mqtt", mqtt), ("--kafka", kafka), ("--amqp", amqp), ("--admin", admin)]
+        {
+            command.args([flag, &address.to_string()]);
+        }
+        command.args(&extra);
+        let process = Process::start(command);
+        Self {
+            mqtt: process.address("mqtt"),
+            kafka: process.address("kafka"),
+            amqp: process.address("amqp"),
+            admin: process.address("admin"),
+            process,
+            data,
+            extra,
+        }
+    }
+
+    /// Starts it again on the same data and ports, after [`Process::kill`] or [`Process::stop`].
+    #[must_use]
+    pub fn restart(mut self) -> Self {
+        self.process.kill();
+        let addresses = [self.mqtt, self.kafka, self.amqp, self.admin];
+        Self::launch(self.data.clone(), addresses, self.extra.clone())
+    }
+}
+
+/// An edge on loopback.
+#[derive(Debug)]
+pub struct Edge {
+    /// Process.
+    pub process: Process,
+    /// MQTT.
+    pub mqtt: SocketAddr,
+    /// HTTP.
+    pub admin: SocketAddr,
+    id: String,
+    folder: PathBuf,
+    cloud: Option<SocketAddr>,
+    extra: Vec<String>,
+}
+
+impl Edge {
+    /// An edge that keeps its data in `folder`, with or without a cloud.
+    pub fn start(folder: &Path, id: &str, cloud: Option<SocketAddr>) -> Self {
+        Self::start_with(folder, id, cloud, &[])
+    }
+
+    /// With more arguments.
+    pub fn start_with(folder: &Path, id: &str, cloud: Option<SocketAddr>, extra: &[&str]) -> Self {
+        let any = "127.0.0.1:0".parse().expect("address");
+        let extra = extra.iter().map(|&argument| argument.to_owned()).collect();
+        Self::launch(folder.to_owned(), id.to_owned(), cloud, [any; 2], extra)
+    }
+
+    fn launch(
+        folder: PathBuf,
+        id: String,
+        cloud: Option<SocketAddr>,
+        [mqtt, admin]: [SocketAddr; 2],
+        extra: Vec<String>,
+    ) -> Self {
+        let mut command = Command::new(binary("tributary-edge"));
+        command.arg("serve").arg("--data").arg(&folder).args(["--id", &id]);
+        command.args(["--mqtt", &mqtt.to_string(), "--admin", &admin.to_string()]);
+        if let Some(cloud) = cloud {
+            command.args(["--cloud", &format!("mqtt://{cloud}")]);
+        }
+        command.args(&extra);
+        let process = Process::start(command);
+        let (mqtt, admin) = (process.address("mqtt"), process.address("admin"));
+        Self { process, mqtt, admin, id, folder, cloud, extra }
+    }
+
+    /// Starts it again on the same data and ports.
+    #[must_use]
+    pub fn restart(mut self) -> Self {
+        self.process.kill();
+        let ports = [self.mqtt, self.admin];
+        Self::launch(self.folder.clone(), self.id.clone(), self.cloud, ports, self.extra.clone())
+    }
+}
+
+/// Body of an HTTP GET on loopback.
+pub fn http_get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("connect");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")
+        .expect("request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("answer");
+    answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default()
+}
