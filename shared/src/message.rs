@@ -6,7 +6,10 @@
 use bytes::Bytes;
 use bytestring::ByteString;
 
-use crate::mqtt::packet::{PublishProperties, Qos};
+use crate::mqtt::{
+    packet::{PublishProperties, Qos},
+    write::Encoded,
+};
 
 /// One message; shared as `Arc<Message>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +30,8 @@ pub struct Message {
     pub received_ms: i64,
     /// When it expires, ms since 1970.
     pub expires_ms: Option<i64>,
+    /// What all receivers' packets share, made by the codec when the first is written. `Encoded::default()`.
+    pub encoded: Encoded,
 }
 
 /// Where a message lies in the host's store. The session core does not look inside.

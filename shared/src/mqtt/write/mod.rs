@@ -1,6 +1,10 @@
 //! Packets to bytes.
 
+mod delivery;
+
 use bytes::BytesMut;
+
+pub use delivery::Encoded;
 
 use super::packet::{Packet, Version};
 
