@@ -4,3 +4,4 @@
 
 pub mod engine;
 pub mod log;
+pub mod route;
