@@ -55,8 +55,16 @@ pub enum Change {
         message: Arc<Message>,
         /// Persistent sessions that need it.
         queued: Vec<Queued>,
-        /// Not to go into an outbound lane or the log: it came from there.
+        /// Not to go into an outbound lane or the log: it came from there. The queues refer to it.
         stored: Option<crate::message::MessageRef>,
+    },
+    /// A message that is not new to the broker (retained, moved to another member of a shared subscription, handed in by
+    /// the host without a reference) goes into queues: keep the body for them. Not for an outbound lane or the log.
+    Enqueued {
+        /// The message.
+        message: Arc<Message>,
+        /// Persistent sessions that need it; never empty.
+        queued: Vec<Queued>,
     },
     /// The retained message of a topic; `None` = cleared.
     Retained {
@@ -152,7 +160,9 @@ pub enum Effect {
         /// For log and metrics.
         reason: Reason,
     },
-    /// Read stored queue entries of a session, from `from` on, at most `max`; answered by [`super::Event::Loaded`].
+    /// Read stored queue entries of a session, from `from` on, at most `max` entries and (but for the first) `bytes` bytes.
+    /// Answered by exactly one [`super::Event::Loaded`], also if there is nothing. At most one is open a session. The
+    /// decision has `wait` set: the read must see all changes made so far.
     Load {
         /// Whose.
         session: SessionId,
@@ -160,6 +170,8 @@ pub enum Effect {
         from: u64,
         /// Entries.
         max: usize,
+        /// Bytes of payloads and topics.
+        bytes: usize,
     },
     /// A limit was hit and a message was not delivered or not kept (P3).
     Dropped {

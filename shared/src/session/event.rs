@@ -6,7 +6,7 @@ use bytestring::ByteString;
 
 use crate::{
     message::{Message, MessageRef},
-    mqtt::packet::{Connect, Packet, Reason},
+    mqtt::packet::{Connect, Packet, Publish, Reason},
 };
 
 /// A network connection, unique for the life of the process.
@@ -53,6 +53,16 @@ pub enum Event {
         connection: ConnectionId,
         /// The packet, checked by the codec.
         packet: Packet,
+    },
+    /// A PUBLISH that the host does not take (rights, disk full). Version 5 is told in the acknowledgement; older clients have
+    /// no way to be told and are disconnected.
+    Refused {
+        /// Connection it came on.
+        connection: ConnectionId,
+        /// The packet.
+        publish: Box<Publish>,
+        /// Why: 0x80 and above.
+        reason: Reason,
     },
     /// The socket is gone or must go; DISCONNECT itself arrives as a packet. The will is due unless that said otherwise.
     Closed {

@@ -1,0 +1,58 @@
+//! What the broker core can be told: limits, each with the reason for its default (RELIABILITY 4.2).
+//!
+//! Change here: a limit. Not here: limits of bytes on the wire (`connection`) or on disk (the host's store).
+
+crate::settings! {
+    /// Limits of MQTT sessions.
+    pub struct Settings {
+        /// QoS 1 and 2 messages sent to a client and not yet acknowledged by it. A client may ask for fewer.
+        pub inflight_messages: u16 = 20,
+        /// Bytes of such messages; one message is always allowed.
+        pub inflight_bytes: usize = 256 * 1024,
+        /// Messages a session keeps in memory for a client that is slower than its subscriptions. More stay on disk where
+        /// the session survives its connection, and are dropped and counted where it does not.
+        pub queue_messages: usize = 1_000,
+        /// Bytes of such messages.
+        pub queue_bytes: usize = 1024 * 1024,
+        /// Messages a session keeps on disk; further ones are dropped and counted.
+        pub queue_stored_messages: u64 = 100_000,
+        /// Bytes of such messages.
+        pub queue_stored_bytes: u64 = 64 * 1024 * 1024,
+        /// QoS 2 publications a client may have unreleased, told to it as Receive Maximum.
+        pub receive_maximum: u16 = 100,
+        /// Bytes of the longest packet we take, told to clients. 0: not told.
+        pub packet_bytes: u32 = 256 * 1024,
+        /// Highest topic alias a client may use; 0 = none.
+        pub topic_alias_maximum: u16 = 16,
+        /// Subscriptions a client may have.
+        pub subscriptions: usize = 256,
+        /// Bytes of a topic filter.
+        pub filter_bytes: usize = 512,
+        /// Levels of a topic or filter.
+        pub topic_levels: usize = 32,
+        /// Retained messages; a new topic beyond that is refused.
+        pub retained_messages: usize = 10_000,
+        /// Bytes of retained messages.
+        pub retained_bytes: usize = 64 * 1024 * 1024,
+        /// Sessions, connected or not.
+        pub sessions: usize = 10_000,
+        /// Seconds a session survives its connection at most. Sessions of 3.1.1 that are not clean get this.
+        pub session_expiry_s: u32 = 86_400,
+        /// Longest keep-alive in seconds; clients of version 5 that ask for more, or for none, are told this one.
+        /// 0: any is accepted, also none.
+        pub keep_alive_s: u16 = 0,
+        /// Bytes of a client id.
+        pub client_id_bytes: usize = 256,
+        /// Topic prefix given to clients that ask for response information, followed by `/` and the client id. Empty: none.
+        pub response_prefix: String = String::new(),
+    }
+}
+
+/// When a published message reaches its subscribers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fanout {
+    /// With the decision that takes it (edge).
+    AtOnce,
+    /// When it comes back as [`super::Event::Message`] from the log it was appended to (cloud).
+    FromLog,
+}
