@@ -11,10 +11,15 @@
     reason = "a test that cannot go on fails"
 )]
 
+pub mod checker;
+pub mod device;
+pub mod kafka;
 pub mod process;
 pub mod s3;
 
-pub use process::{Cloud, Edge};
+pub use checker::Checker;
+pub use device::Device;
+pub use process::{Cloud, Edge, http_get};
 
 /// Prints one line to stdout at once; the only place that does.
 #[expect(clippy::print_stdout, reason = "the ready line of a test program")]
