@@ -3,6 +3,7 @@
 //! Reading order = the path of a message: `net` accepts, `connection` reads packets (`mqtt`), `session` decides,
 //! the host stores a `record`.
 
+pub mod amqp;
 pub mod config;
 pub mod connection;
 pub mod message;
