@@ -4,11 +4,21 @@
 //! Change here: how records look in bytes. Not here: which stream or offset (`cloud::log`), MQTT mapping (`record::mqtt`).
 
 pub mod batch;
+mod builder;
 pub mod compression;
+mod error;
 pub mod mqtt;
+mod unpacked;
+mod varint;
 
-pub use batch::{Batch, BatchBuilder, BatchError, BatchHeader};
+#[cfg(test)]
+mod tests;
+
+pub use batch::{Batch, BatchHeader};
+pub use builder::{BatchBuilder, Producer};
 pub use compression::Compression;
+pub use error::BatchError;
+pub use unpacked::{RawRecord, RawRecords, Unpacked};
 
 use bytes::Bytes;
 use bytestring::ByteString;
