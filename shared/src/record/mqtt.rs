@@ -15,7 +15,10 @@ use bytestring::ByteString;
 use super::{Header, Record};
 use crate::{
     message::Message,
-    mqtt::packet::{PublishProperties, Qos},
+    mqtt::{
+        packet::{PublishProperties, Qos},
+        write::Encoded,
+    },
     topic,
 };
 
@@ -144,6 +147,7 @@ pub fn to_message(record: &Record, stream: &str) -> Message {
         publisher,
         received_ms: record.timestamp_ms,
         expires_ms,
+        encoded: Encoded::default(),
     }
 }
 
@@ -195,6 +199,7 @@ mod tests {
             publisher: None,
             received_ms: 1_700_000_000_123,
             expires_ms: None,
+            encoded: Encoded::default(),
         }
     }
 
