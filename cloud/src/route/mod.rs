@@ -298,14 +298,15 @@ impl Routing {
         let mut stream = self.stream(log, &target.stream).await?;
         let partition = match target.rule {
             PartitionRule::Key => PartitionId::new(stream.id, key_index(key, stream.partitions)),
-            PartitionRule::Edge => match partition::of_edge(log, &stream, edge)? {
-                Some(partition) => partition,
-                None => {
+            PartitionRule::Edge => {
+                if let Some(partition) = partition::of_edge(log, &stream, edge)? {
+                    partition
+                } else {
                     // A stream made with fewer partitions than there are shards grows to one on each.
                     stream = log.grow_stream(&stream.name, u32::from(log.shards())).await?;
                     partition::of_edge(log, &stream, edge)?.ok_or(LogError::NotOwner)?
                 }
-            },
+            }
         };
         Ok(Place { shard: log.shard_of(partition)?, stream, partition, target: target.clone() })
     }

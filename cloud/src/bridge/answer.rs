@@ -1,0 +1,124 @@
+//! What the edge is told: the log's outcome as a PUBACK. Pure; the one place where the bridge names reason codes for it.
+//!
+//! ```text
+//! appended, duplicate   0x00
+//! gap                   0x83 with user property `expected` = next sequence: go back to there
+//! bad batch             0x99, too large 0x95: permanent, sending it again does not help
+//! store fails           0x80: try again
+//! ```
+
+use tributary_shared::{
+    mqtt::packet::{Ack, PacketId, Reason},
+    record::BatchError,
+};
+
+use super::upload::Refusal;
+use crate::log::{Committed, LogError};
+
+/// The outcome of one upload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// Now durable.
+    Appended,
+    /// Was durable already.
+    Duplicate,
+    /// Earlier sequences are missing.
+    Gap {
+        /// The sequence to go on from.
+        expected: u64,
+    },
+    /// Refused for good.
+    Refused {
+        /// Code.
+        reason: Reason,
+        /// For people.
+        detail: String,
+    },
+    /// Not done now.
+    Failed {
+        /// For people.
+        detail: String,
+    },
+}
+
+impl From<Refusal> for Answer {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused { reason: refusal.reason(), detail: refusal.to_string() }
+    }
+}
+
+impl From<LogError> for Answer {
+    fn from(error: LogError) -> Self {
+        let detail = error.to_string();
+        match error {
+            LogError::EdgeGap { expected } => Self::Gap { expected },
+            LogError::BatchTooLarge { .. } | LogError::BadBatch(BatchError::TooLarge(_)) => {
+                Self::Refused { reason: Reason::PACKET_TOO_LARGE, detail }
+            }
+            LogError::BadBatch(_) | LogError::KeylessRecord => {
+                Self::Refused { reason: Reason::PAYLOAD_FORMAT_INVALID, detail }
+            }
+            _ => Self::Failed { detail },
+        }
+    }
+}
+
+impl From<Result<Committed, LogError>> for Answer {
+    fn from(result: Result<Committed, LogError>) -> Self {
+        match result {
+            Ok(committed) if committed.duplicate => Self::Duplicate,
+            Ok(_) => Self::Appended,
+            Err(error) => error.into(),
+        }
+    }
+}
+
+impl Answer {
+    /// The PUBACK that says it.
+    pub(super) fn to_ack(&self, packet_id: PacketId) -> Ack {
+        let mut ack = Ack::new(packet_id, Reason::SUCCESS);
+        match self {
+            Self::Appended | Self::Duplicate => {}
+            Self::Gap { expected } => {
+                ack.reason = Reason::IMPLEMENTATION_SPECIFIC;
+                ack.user_properties = vec![("expected".into(), expected.to_string().into())];
+            }
+            Self::Refused { reason, detail } => {
+                ack.reason = *reason;
+                ack.reason_string = Some(detail.as_str().into());
+            }
+            Self::Failed { detail } => {
+                ack.reason = Reason::UNSPECIFIED;
+                ack.reason_string = Some(detail.as_str().into());
+            }
+        }
+        ack
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::EngineError;
+
+    #[test]
+    fn every_outcome_has_its_code() {
+        let done = |duplicate| Ok(Committed { base_offsets: vec![], duplicate });
+        let too_large = LogError::BatchTooLarge { size: 2, limit: 1 };
+        let store = LogError::Engine(EngineError::Store("disk".into()));
+        for (result, reason, expected) in [
+            (done(false), 0x00, None),
+            (done(true), 0x00, None),
+            (Err(LogError::EdgeGap { expected: 41 }), 0x83, Some("41")),
+            (Err(too_large), 0x95, None),
+            (Err(LogError::BadBatch(BatchError::Magic(1))), 0x99, None),
+            (Err(store), 0x80, None),
+            (Err(LogError::Closed), 0x80, None),
+            (Err(LogError::NotOwner), 0x80, None),
+        ] {
+            let ack = Answer::from(result).to_ack(PacketId::MIN);
+            assert_eq!(ack.reason.0, reason);
+            assert_eq!(ack.user_properties.first().map(|(_, value)| &**value), expected);
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! The edges' door: `tributary/{edge}/up/#` on the MQTT listener, exactly once per edge and epoch.
+//!
+//! ```text
+//! CONNECT (v5, user property tributary-edge) -> CONNACK `expect`=<epoch>:<next> ... -> PUBLISH* -> PUBACK*
+//! each PUBLISH: upload (checks) -> divide (routes) -> one transaction on the edge's home shard -> answer
+//! ```
+//! In: a connection whose CONNECT has been read. Out: transactions under `Guard::Edge`, PUBACKs when they are durable.
+//! The rule of epochs and sequences itself lives in the log's commit (DESIGN 6, "Cloud rule"); here it is asked and told.
+//! Record times are stored as the edge wrote them; absurd ones are not clamped yet.
+//! Not here: who may connect (`listen`), ordinary clients (`mqtt`), commands to edges.
+
+mod answer;
+mod connection;
+mod divide;
+mod live;
+mod upload;
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::BytesMut;
+pub use divide::GAP_HEADER;
+pub use live::{EdgeView, LaneView, Live};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
+use tributary_shared::mqtt::{
+    Reader, Version,
+    packet::{ConnAck, ConnAckProperties, Connect, Packet, Reason},
+    write::write,
+};
+pub use upload::{CONTENT_TYPE, is_legal_id};
+
+use crate::{
+    engine::ScanLimit,
+    log::{Log, LogError, StateSpace},
+    route::Routing,
+};
+
+/// User property of CONNECT that says which edge this is, and so that it is one.
+pub const EDGE_PROPERTY: &str = "tributary-edge";
+/// User property of CONNECT that says which lane the connection is for.
+pub const LANE_PROPERTY: &str = "tributary-lane";
+/// Keep-alive, seconds, that the server sets where the edge asks for none.
+const KEEP_ALIVE_DEFAULT_S: u16 = 600;
+/// Deadline for writing CONNACK.
+const CONNACK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Edges that a list shows.
+const KNOWN_MAX: usize = 10_000;
+
+tributary_shared::settings! {
+    /// The bridge: the door for edges on the MQTT listener.
+    pub struct Settings {
+        /// Uploads that may be unanswered on one connection, 1 to 65535.
+        pub receive_maximum: u16 = 64,
+        /// Payload bytes of them; above it the connection is not read.
+        pub window_bytes: usize = 8 * 1024 * 1024,
+        /// Largest packet an edge may send, bytes; more than log.max_batch_bytes, or large batches never arrive.
+        pub packet_bytes_max: u32 = 1_114_112,
+        /// Bytes that one compressed batch may unpack to.
+        pub unpacked_bytes_max: usize = 32 * 1024 * 1024,
+        /// Epochs of an edge named in CONNACK.
+        pub expect_max: usize = 64,
+    }
+}
+
+/// The door. Cheap to clone.
+#[derive(Clone)]
+pub struct Bridge {
+    log: Log,
+    routing: Routing,
+    settings: Arc<Settings>,
+    live: Live,
+}
+
+/// Whether a CONNECT is an edge's. Only version 5 can say so.
+pub fn is_edge(connect: &Connect) -> bool {
+    connect.version == Version::V5 && property(connect, EDGE_PROPERTY).is_some()
+}
+
+impl Bridge {
+    /// Over `log`, routed by `routing`.
+    pub fn new(log: Log, routing: Routing, settings: Settings) -> Self {
+        Self { log, routing, settings: Arc::new(settings), live: Live::default() }
+    }
+
+    /// The edges connected since the start.
+    pub fn live(&self) -> &Live {
+        &self.live
+    }
+
+    /// Ids of all edges that ever brought something, with the wall ms of their last first upload of a connection.
+    pub async fn known(&self) -> Result<Vec<(String, i64)>, LogError> {
+        let mut known = Vec::new();
+        let limit = ScanLimit { entries: KNOWN_MAX, bytes: 4 * 1024 * 1024 };
+        for shard in 0..self.log.shards() {
+            let shard = crate::engine::ShardId(shard);
+            let prefix = known_key("");
+            let found = self.log.state_scan(shard, StateSpace::Meta, &prefix, None, limit).await?;
+            for (key, value) in found {
+                let id = String::from_utf8_lossy(key.get(prefix.len()..).unwrap_or_default());
+                let since = value.first_chunk().map_or(0, |bytes| i64::from_be_bytes(*bytes));
+                known.push((id.into_owned(), since));
+            }
+        }
+        known.sort();
+        Ok(known)
+    }
+
+    /// Serves one edge from after its CONNECT to the end of the connection. `buffer`: what was read beyond it.
+    pub async fn serve<S>(
+        &self,
+        mut stream: S,
+        mut reader: Reader,
+        buffer: BytesMut,
+        connect: &Connect,
+        address: String,
+        stop: CancellationToken,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let edge = property(connect, EDGE_PROPERTY).unwrap_or_default();
+        let lane = property(connect, LANE_PROPERTY).unwrap_or("normal");
+        if !is_legal_id(edge) || !is_legal_id(lane) {
+            tracing::warn!(edge, lane, "edge id or lane is not legal");
+            return refuse(&mut stream, Reason::CLIENT_ID_NOT_VALID).await;
+        }
+        // From here on an older connection is told to go, so that marks are read after its last upload was submitted
+        // or else its uploads meet ours in the log's order: both ways each is applied once.
+        let registration = self.live.enter(edge, lane, now_ms(), address);
+        let marks = match self.log.edge_marks(edge).await {
+            Ok(marks) => marks,
+            Err(error) => {
+                tracing::error!(edge, %error, "marks of an edge cannot be read");
+                return refuse(&mut stream, Reason::SERVER_UNAVAILABLE).await;
+            }
+        };
+        tracing::info!(edge, lane, epochs = marks.len(), "edge connected");
+        let connack = self.connack(connect, &marks);
+        if !send(&mut stream, &Packet::ConnAck(Box::new(connack))).await {
+            return;
+        }
+        reader.set_maximum(self.settings.packet_bytes_max as usize);
+        let keep_alive = keep_alive_s(connect);
+        let connection = connection::Connection {
+            bridge: self.clone(),
+            edge: edge.into(),
+            home: self.log.home_shard(edge),
+            idle: Duration::from_secs(u64::from(keep_alive)) * 3 / 2,
+            registration,
+            stop,
+            first_seen_saved: false,
+        };
+        connection.run(stream, reader, buffer).await;
+        tracing::info!(edge, lane, "edge disconnected");
+    }
+
+    fn connack(&self, connect: &Connect, marks: &[(i64, u64)]) -> ConnAck {
+        // About 50 bytes each; a client that takes only small packets gets fewer and falls back on its own mark.
+        let room = connect.maximum_packet_size.map_or(usize::MAX, |bytes| bytes as usize / 64);
+        let shown = self.settings.expect_max.min(room.saturating_sub(4));
+        let user_properties = marks
+            .iter()
+            .rev()
+            .take(shown)
+            .map(|(epoch, next)| ("expect".into(), format!("{epoch}:{next}").into()))
+            .collect();
+        let properties = ConnAckProperties {
+            receive_maximum: Some(self.settings.receive_maximum),
+            maximum_qos: Some(1),
+            retain_available: Some(false),
+            maximum_packet_size: Some(self.settings.packet_bytes_max),
+            wildcard_available: Some(false),
+            shared_available: Some(false),
+            subscription_ids_available: Some(false),
+            server_keep_alive: (connect.keep_alive == 0).then_some(KEEP_ALIVE_DEFAULT_S),
+            // No session is kept: everything an edge needs to go on is in `expect`.
+            session_expiry: connect.session_expiry.filter(|expiry| *expiry > 0).map(|_| 0),
+            user_properties,
+            ..ConnAckProperties::default()
+        };
+        ConnAck { session_present: false, reason: Reason::SUCCESS, properties }
+    }
+}
+
+fn keep_alive_s(connect: &Connect) -> u16 {
+    if connect.keep_alive == 0 { KEEP_ALIVE_DEFAULT_S } else { connect.keep_alive }
+}
+
+fn property<'a>(connect: &'a Connect, name: &str) -> Option<&'a str> {
+    let found = connect.user_properties.iter().find(|(key, _)| key == name);
+    found.map(|(_, value)| &**value)
+}
+
+fn known_key(edge: &str) -> Vec<u8> {
+    [b"edge/", edge.as_bytes()].concat()
+}
+
+async fn refuse<S: AsyncWrite + Unpin>(stream: &mut S, reason: Reason) {
+    let properties = ConnAckProperties::default();
+    let connack = ConnAck { session_present: false, reason, properties };
+    if send(stream, &Packet::ConnAck(Box::new(connack))).await {
+        let _ = tokio::time::timeout(CONNACK_TIMEOUT, stream.shutdown()).await;
+    }
+}
+
+async fn send<S: AsyncWrite + Unpin>(stream: &mut S, packet: &Packet) -> bool {
+    let mut bytes = BytesMut::new();
+    write(packet, Version::V5, &mut bytes);
+    matches!(tokio::time::timeout(CONNACK_TIMEOUT, stream.write_all(&bytes)).await, Ok(Ok(())))
+}
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    since.as_millis() as i64
+}
