@@ -2,12 +2,16 @@
 //!
 //! Holds: the codec, pure. In: bytes of one connection. Out: [`Packet`]s, or the [`Malformed`] that says why not and
 //! which reason code tells the peer. Change here: what the wire looks like. Not here: what a packet means (`session`).
-//! `read` and `write` are the only files that name the codec crate.
+//! Why it is our own: `docs/decisions/0002-mqtt-codec.md`; the tests compare it with the `mqttbytes` crate.
 
 pub mod check;
 pub mod packet;
+mod property;
 pub mod read;
 pub mod write;
+
+#[cfg(test)]
+mod tests;
 
 pub use packet::{Packet, PacketId, Qos, Reason, Version};
 pub use read::{Malformed, Reader};

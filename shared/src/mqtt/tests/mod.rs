@@ -1,0 +1,3 @@
+//! The codec against the standard's bytes, against itself, against wrong bytes and against the `mqttbytes` crate.
+
+mod vectors;
