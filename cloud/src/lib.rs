@@ -2,7 +2,9 @@
 //!
 //! Heads (`bridge`, `mqtt`, `kafka`, `amqp`) are siblings over `log`; `log` stands on `engine`. Heads never see each other.
 
+pub mod admin;
 pub mod bridge;
 pub mod engine;
 pub mod log;
 pub mod route;
+pub mod status;

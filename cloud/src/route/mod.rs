@@ -21,7 +21,10 @@ use serde::{Deserialize, Serialize};
 use template::Template;
 pub use template::legal_level;
 use tokio::sync::watch;
-use tributary_shared::record::{Header, Record};
+use tributary_shared::{
+    record::{Header, Record},
+    topic::filter,
+};
 
 use crate::{
     engine::ShardId,
@@ -124,7 +127,7 @@ pub struct Routes {
 
 #[derive(Debug, Clone)]
 struct Compiled {
-    filter: Vec<String>,
+    filter: String,
     stream: Template,
     key: Option<Template>,
     partition: PartitionRule,
@@ -151,7 +154,7 @@ impl Routes {
 
     /// Stream, key and rule of `topic`.
     pub fn target(&self, topic: &str) -> Target {
-        let Some(rule) = self.compiled.iter().find(|rule| matches(&rule.filter, topic)) else {
+        let Some(rule) = self.compiled.iter().find(|rule| filter::matches(&rule.filter, topic)) else {
             return Target {
                 stream: self.catch_all.clone(),
                 key: None,
@@ -181,11 +184,10 @@ impl Default for Routes {
 }
 
 fn compile(number: usize, rule: &Rule) -> Result<Compiled, RouteError> {
-    let filter: Vec<String> = rule.filter.split('/').map(str::to_owned).collect();
-    if !is_legal_filter(&rule.filter) {
+    if !filter::is_legal(&rule.filter) || rule.filter.starts_with("$share/") {
         return Err(RouteError::Filter(number, rule.filter.clone()));
     }
-    let promised = filter.len() - usize::from(filter.last().is_some_and(|level| level == "#"));
+    let promised = rule.filter.split('/').filter(|level| *level != "#").count();
     let stream = Template::parse(&rule.stream, false)
         .map_err(|name| RouteError::Placeholder(number, name, rule.stream.clone()))?;
     let key = rule
@@ -203,43 +205,7 @@ fn compile(number: usize, rule: &Rule) -> Result<Compiled, RouteError> {
     if !stream.renders_legal_names() {
         return Err(RouteError::StreamName(number, rule.stream.clone()));
     }
-    Ok(Compiled { filter, stream, key, partition: rule.partition })
-}
-
-fn is_legal_filter(filter: &str) -> bool {
-    let mut levels = filter.split('/').peekable();
-    if filter.is_empty() || filter.len() > 65_535 || filter.contains('\0') {
-        return false;
-    }
-    while let Some(level) = levels.next() {
-        let legal = match level {
-            "#" => levels.peek().is_none(),
-            "+" => true,
-            _ => !level.contains(['+', '#']),
-        };
-        if !legal {
-            return false;
-        }
-    }
-    !filter.starts_with("$share/")
-}
-
-/// MQTT-4.7.1: `+` one level, `#` the rest and its parent; MQTT-4.7.2-1: a leading wildcard takes no `$` topic.
-fn matches(filter: &[String], topic: &str) -> bool {
-    if topic.starts_with('$') && filter.first().is_some_and(|level| level == "+" || level == "#") {
-        return false;
-    }
-    let mut levels = topic.split('/');
-    for pattern in filter {
-        if pattern == "#" {
-            return true;
-        }
-        match levels.next() {
-            Some(level) if pattern == "+" || pattern == level => {}
-            _ => return false,
-        }
-    }
-    levels.next().is_none()
+    Ok(Compiled { filter: rule.filter.clone(), stream, key, partition: rule.partition })
 }
 
 /// The rules in force, and the way to change them. Cheap to clone; clones share everything.

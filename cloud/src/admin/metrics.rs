@@ -1,0 +1,71 @@
+//! The numbers of log, bridge and routes for `/metrics`. Heads publish their own.
+
+use super::Shown;
+use crate::{bridge::EdgeView, log::PartitionId, status::Page};
+
+/// Partitions and edges with their own samples; a scrape has to end.
+const SAMPLES_MAX: usize = 2_000;
+
+pub(super) fn publish(shown: &Shown) {
+    let of = shown.clone();
+    shown.status.add(move |page| {
+        streams(&of, page);
+        edges(&of, page);
+        page.counter(
+            "tributary_routes_redirected_total",
+            "Messages sent to the catch-all stream because there are too many streams",
+            &[],
+            of.routing.redirected(),
+        );
+    });
+}
+
+fn streams(shown: &Shown, page: &mut Page) {
+    let streams = shown.log.streams();
+    page.gauge("tributary_streams", "Streams", &[], streams.len() as u64);
+    let partitions =
+        streams.iter().flat_map(|stream| (0..stream.partitions).map(move |index| (stream, index)));
+    for (stream, index) in partitions.take(SAMPLES_MAX) {
+        let Ok(marks) = shown.log.watermarks(PartitionId::new(stream.id, index)) else { continue };
+        let number = index.to_string();
+        let labels = &[("stream", stream.name.as_str()), ("partition", &number)];
+        let high = marks.high.unsigned_abs();
+        page.gauge("tributary_partition_high", "One past the last durable offset", labels, high);
+        let start = marks.start.unsigned_abs();
+        page.gauge("tributary_partition_start", "First offset still there", labels, start);
+    }
+}
+
+type Read = fn(&EdgeView) -> u64;
+
+const EDGE_COUNTERS: [(&str, &str, Read); 7] = [
+    ("tributary_edge_records_total", "Records made durable", |edge| edge.records),
+    ("tributary_edge_batches_total", "Batches made durable", |edge| edge.batches),
+    ("tributary_edge_bytes_total", "Bytes of these batches", |edge| edge.bytes),
+    ("tributary_edge_duplicates_total", "Batches that had come before", |edge| edge.duplicates),
+    ("tributary_edge_gaps_total", "Uploads refused because earlier ones are missing", |edge| {
+        edge.gaps
+    }),
+    ("tributary_edge_declared_lost_total", "Records that the edge gave up", |edge| {
+        edge.declared_lost
+    }),
+    ("tributary_edge_refused_total", "Uploads refused or failed", |edge| edge.refused),
+];
+
+fn edges(shown: &Shown, page: &mut Page) {
+    let live = shown.bridge.live();
+    let edges = live.view();
+    let connected = edges.iter().filter(|edge| edge.connected).count();
+    page.gauge("tributary_edges_connected", "Edges connected", &[], connected as u64);
+    page.counter(
+        "tributary_edge_takeovers_total",
+        "Edge connections ended by a newer one of the same edge and lane",
+        &[],
+        live.takeovers(),
+    );
+    for edge in edges.iter().take(SAMPLES_MAX) {
+        for (name, help, read) in EDGE_COUNTERS {
+            page.counter(name, help, &[("edge", &edge.id)], read(edge));
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! HTTP for operators: health, metrics, a read-only JSON API and the console.
+//!
+//! ```text
+//! /health/live  /health/ready  /metrics     machines
+//! /api/...                                  JSON (`api`)
+//! /                                         the console, embedded (`console`); it uses only /api
+//! ```
+//! Change here: which pages there are. Not here: what the numbers mean (`status`, each part).
+
+mod api;
+mod console;
+mod metrics;
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::{bridge::Bridge, log::Log, route::Routing, status::Status};
+
+/// What the pages show.
+#[derive(Clone)]
+pub struct Shown {
+    /// Streams and watermarks.
+    pub log: Log,
+    /// Edges.
+    pub bridge: Bridge,
+    /// Routes.
+    pub routing: Routing,
+    /// Numbers and readiness.
+    pub status: Status,
+}
+
+/// Serves until `stop`; requests that are being answered are finished.
+pub async fn serve(
+    listener: tokio::net::TcpListener,
+    shown: Shown,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    metrics::publish(&shown);
+    let app = router(shown);
+    axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+fn router(shown: Shown) -> Router {
+    Router::new()
+        .route("/health", get(ready))
+        .route("/health/live", get(live))
+        .route("/health/ready", get(ready))
+        .route("/metrics", get(metrics_page))
+        .nest("/api", api::router())
+        .merge(console::router())
+        .fallback(async || Failure::NotFound("page"))
+        .with_state(shown)
+}
+
+async fn live() -> Json<serde_json::Value> {
+    Json(json!({"live": true}))
+}
+
+async fn ready(State(shown): State<Shown>) -> Response {
+    let ready = shown.status.is_ready();
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(json!({"live": true, "ready": ready}))).into_response()
+}
+
+async fn metrics_page(State(shown): State<Shown>) -> Response {
+    let text = shown.status.page().render();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+/// Why a request has no answer.
+enum Failure {
+    NotFound(&'static str),
+    Log(crate::log::LogError),
+}
+
+impl From<crate::log::LogError> for Failure {
+    fn from(error: crate::log::LogError) -> Self {
+        Self::Log(error)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let (code, text) = match self {
+            Self::NotFound(what) => (StatusCode::NOT_FOUND, format!("{what} not found")),
+            Self::Log(error) => (StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+        };
+        (code, Json(json!({"error": text}))).into_response()
+    }
+}
