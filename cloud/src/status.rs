@@ -114,7 +114,8 @@ impl Page {
         labels: Labels<'_>,
         value: u64,
     ) {
-        let metric = self.metrics.entry(name).or_insert(Metric { help, kind, samples: String::new() });
+        let metric =
+            self.metrics.entry(name).or_insert(Metric { help, kind, samples: String::new() });
         metric.samples.push_str(name);
         for (index, (label, text)) in labels.iter().enumerate() {
             metric.samples.push_str(if index == 0 { "{" } else { "," });

@@ -34,7 +34,7 @@ use crate::{
 /// Stream of everything that no rule takes.
 pub const CATCH_ALL: &str = "mqtt.messages";
 /// Header that carries the topic where the key is something else.
-pub const TOPIC_HEADER: &str = "mqtt.topic";
+pub const TOPIC_HEADER: &str = tributary_shared::record::mqtt::header::TOPIC;
 /// Streams that routing itself may bring a log to. Devices choose topic levels, so templates need an end: when there
 /// are this many streams, a message for a new one goes to [`CATCH_ALL`] and is counted ([`Routing::redirected`]).
 pub const STREAMS_MAX: usize = 2_000;
@@ -154,7 +154,8 @@ impl Routes {
 
     /// Stream, key and rule of `topic`.
     pub fn target(&self, topic: &str) -> Target {
-        let Some(rule) = self.compiled.iter().find(|rule| filter::matches(&rule.filter, topic)) else {
+        let Some(rule) = self.compiled.iter().find(|rule| filter::matches(&rule.filter, topic))
+        else {
             return Target {
                 stream: self.catch_all.clone(),
                 key: None,
