@@ -4,10 +4,14 @@
 //! the host stores a `record`.
 
 pub mod amqp;
+pub mod backoff;
+pub mod clock;
 pub mod config;
 pub mod connection;
 pub mod message;
 pub mod mqtt;
 pub mod record;
 pub mod session;
+pub mod tasks;
+pub mod telemetry;
 pub mod topic;

@@ -1,0 +1,56 @@
+//! The time, read in one place and handed to whoever decides: decisions themselves never look at a clock.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
+
+use crate::session::Now;
+
+/// Reads both clocks. Cheap to copy; all copies count from the same start.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    started: Instant,
+}
+
+impl Clock {
+    /// Starts counting.
+    pub fn start() -> Self {
+        Self { started: Instant::now() }
+    }
+
+    /// Both at once. The monotonic one can be paused in tests (`tokio::time::pause`).
+    pub fn now(&self) -> Now {
+        Now { mono_ms: self.started.elapsed().as_millis() as u64, wall_ms: wall_ms() }
+    }
+
+    /// When a monotonic time comes, for `tokio::time::sleep_until`.
+    pub fn instant(&self, mono_ms: u64) -> Instant {
+        self.started + std::time::Duration::from_millis(mono_ms)
+    }
+}
+
+/// Wall clock, ms since 1970; negative before. May jump: never measure with it.
+pub fn wall_ms() -> i64 {
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(after) => after.as_millis() as i64,
+        Err(before) => -(before.duration().as_millis() as i64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn monotonic_time_counts_from_the_start() {
+        let clock = Clock::start();
+        assert_eq!(clock.now().mono_ms, 0);
+        tokio::time::advance(Duration::from_millis(1500)).await;
+        assert_eq!(clock.now().mono_ms, 1500);
+        tokio::time::sleep_until(clock.instant(2000)).await;
+        assert_eq!(clock.now().mono_ms, 2000);
+        assert!(clock.now().wall_ms > 1_700_000_000_000);
+    }
+}
