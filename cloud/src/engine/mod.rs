@@ -4,6 +4,8 @@
 //! offsets: `log` gives keys their meaning. In `contract` stand the tests that every engine must pass.
 //! Change here: what is asked of a store. Not here: key layout (`log::keys`).
 
+pub mod memory;
+
 use std::{ops::Range, sync::Arc};
 
 use async_trait::async_trait;
@@ -23,7 +25,7 @@ pub enum Write {
 }
 
 /// A commit's place in the order of one shard's commits, of one opening of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct CommitId(pub u64);
 
 /// How much a scan returns at the most; it returns at least one entry if there is one.
@@ -54,7 +56,7 @@ pub enum EngineError {
 pub trait Engine: Send + Sync + 'static {
     /// Fixed when the data was first made.
     fn shards(&self) -> u16;
-    /// Opens a shard for writing and fences every earlier opener.
+    /// Opens a shard for writing and fences every earlier opener. What can be read in a new opening is durable.
     async fn open(&self, shard: ShardId) -> Result<Arc<dyn Shard>, EngineError>;
 }
 

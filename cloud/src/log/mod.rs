@@ -11,13 +11,28 @@
 //! are contiguous. Each stream's partition lives in one shard; each shard has one owning task.
 //! Change here: order, offsets, durability. Not here: storage (`engine`), protocols (heads), where to route (`route`).
 
+mod catalog;
+mod decide;
 pub mod error;
+mod follow;
+mod guard;
+mod inner;
+mod keys;
+mod owner;
+mod partition;
+mod read;
+mod retention;
+mod stamp;
+mod stored;
 pub mod stream;
+pub mod testing;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 pub use error::LogError;
+pub use follow::Follower;
+use inner::Inner;
 pub use stream::{Stream, StreamConfig, StreamId};
 use tokio::sync::oneshot;
 use tributary_shared::record::Batch;
@@ -125,19 +140,18 @@ pub struct Watermarks {
 /// Cheap handle; clones share everything.
 #[derive(Clone)]
 pub struct Log {
-    inner: Arc<()>,
+    inner: Arc<Inner>,
 }
 
-#[allow(clippy::unused_self, unused_variables)]
 impl Log {
     /// Opens all shards of `engine`, reads the streams and their ends, starts one owner task a shard.
     pub async fn open(engine: Arc<dyn Engine>, settings: Settings) -> Result<Self, LogError> {
-        unimplemented!()
+        inner::open(engine, settings).await.map(|inner| Self { inner })
     }
 
     /// Stops the owners after what was submitted is durable; later calls return [`LogError::Closed`].
     pub async fn close(&self) -> Result<(), LogError> {
-        unimplemented!()
+        self.inner.close().await
     }
 
     // ---- streams ----
@@ -149,32 +163,32 @@ impl Log {
         partitions: Option<u32>,
         config: StreamConfig,
     ) -> Result<Arc<Stream>, LogError> {
-        unimplemented!()
+        self.inner.create_stream(name, partitions, config).await
     }
 
     /// The stream, made with default settings if it is not there.
     pub async fn ensure_stream(&self, name: &str) -> Result<Arc<Stream>, LogError> {
-        unimplemented!()
+        self.inner.ensure_stream(name).await
     }
 
     /// By name.
     pub fn stream(&self, name: &str) -> Option<Arc<Stream>> {
-        unimplemented!()
+        self.inner.catalog.by_name(name).map(|entry| Arc::clone(&entry.stream))
     }
 
     /// By id.
     pub fn stream_by_id(&self, id: StreamId) -> Option<Arc<Stream>> {
-        unimplemented!()
+        self.inner.catalog.by_id(id).map(|entry| Arc::clone(&entry.stream))
     }
 
     /// All, by name.
     pub fn streams(&self) -> Vec<Arc<Stream>> {
-        unimplemented!()
+        self.inner.catalog.all().iter().map(|entry| Arc::clone(&entry.stream)).collect()
     }
 
     /// Adds partitions up to `partitions`.
     pub async fn grow_stream(&self, name: &str, partitions: u32) -> Result<Arc<Stream>, LogError> {
-        unimplemented!()
+        self.inner.grow_stream(name, partitions).await
     }
 
     /// Changes a stream's settings.
@@ -183,27 +197,27 @@ impl Log {
         name: &str,
         config: StreamConfig,
     ) -> Result<Arc<Stream>, LogError> {
-        unimplemented!()
+        self.inner.configure_stream(name, config).await
     }
 
     /// Deletes a stream; its records go in the background.
     pub async fn delete_stream(&self, name: &str) -> Result<(), LogError> {
-        unimplemented!()
+        self.inner.delete_stream(name).await
     }
 
     /// Shards there are.
     pub fn shards(&self) -> u16 {
-        unimplemented!()
+        self.inner.engine.shards()
     }
 
     /// The shard a partition lives in.
     pub fn shard_of(&self, partition: PartitionId) -> Result<ShardId, LogError> {
-        unimplemented!()
+        self.inner.partition(partition).map(|partition| partition.shard)
     }
 
     /// The shard of a name (edge id, group, virtual host, client id): a stable hash.
     pub fn home_shard(&self, name: &str) -> ShardId {
-        unimplemented!()
+        self.inner.home_shard(name)
     }
 
     // ---- writing ----
@@ -214,7 +228,7 @@ impl Log {
         shard: ShardId,
         transaction: Transaction,
     ) -> Result<Pending, LogError> {
-        unimplemented!()
+        self.inner.submit(shard, transaction).await
     }
 
     /// [`Log::submit`], and waits for the answer.
@@ -223,7 +237,7 @@ impl Log {
         shard: ShardId,
         transaction: Transaction,
     ) -> Result<Committed, LogError> {
-        unimplemented!()
+        self.inner.submit(shard, transaction).await?.await.map_err(|_| LogError::Closed)?
     }
 
     /// Appends one batch under `guard`; returns its base offset.
@@ -233,12 +247,14 @@ impl Log {
         batch: Batch,
         guard: Guard,
     ) -> Result<Committed, LogError> {
-        unimplemented!()
+        let shard = self.shard_of(partition)?;
+        let appends = vec![Append { partition, batch }];
+        self.commit(shard, Transaction { appends, guard, ..Transaction::default() }).await
     }
 
     /// `next` of every epoch known of an edge: (epoch, next seq).
     pub async fn edge_marks(&self, edge: &str) -> Result<Vec<(i64, u64)>, LogError> {
-        unimplemented!()
+        self.inner.edge_marks(edge).await
     }
 
     // ---- reading ----
@@ -251,12 +267,12 @@ impl Log {
         from: Offset,
         max_bytes: usize,
     ) -> Result<Vec<Batch>, LogError> {
-        unimplemented!()
+        self.inner.read(partition, from, max_bytes).await
     }
 
     /// Start and end of a partition.
     pub fn watermarks(&self, partition: PartitionId) -> Result<Watermarks, LogError> {
-        unimplemented!()
+        self.inner.partition(partition).map(|partition| partition.watermarks())
     }
 
     /// Returns when the partition's high watermark is above `seen` (at once if it is).
@@ -265,12 +281,12 @@ impl Log {
         partition: PartitionId,
         seen: Offset,
     ) -> Result<Offset, LogError> {
-        unimplemented!()
+        self.inner.wait_above(partition, seen).await
     }
 
     /// A follower of everything: tells which partitions moved, never polls, never loses a move (moves coalesce).
     pub fn follow(&self) -> Follower {
-        unimplemented!()
+        self.inner.follow()
     }
 
     /// The first record with a timestamp of at least `timestamp_ms`: (offset, its timestamp).
@@ -279,7 +295,7 @@ impl Log {
         partition: PartitionId,
         timestamp_ms: i64,
     ) -> Result<Option<(Offset, i64)>, LogError> {
-        unimplemented!()
+        self.inner.offset_at_time(partition, timestamp_ms).await
     }
 
     /// Removes records below `before`.
@@ -288,14 +304,14 @@ impl Log {
         partition: PartitionId,
         before: Offset,
     ) -> Result<Watermarks, LogError> {
-        unimplemented!()
+        self.inner.trim(partition, before).await
     }
 
     // ---- a head's own durable state, in the same shards and commits ----
 
     /// A key of head `space` (one letter each: see `keys`) for [`Transaction::writes`] and the reads below.
     pub fn state_key(space: StateSpace, key: &[u8]) -> Bytes {
-        unimplemented!()
+        keys::state(space, key)
     }
 
     /// One value; sees what was submitted before, as far as it is durable.
@@ -305,7 +321,7 @@ impl Log {
         space: StateSpace,
         key: &[u8],
     ) -> Result<Option<Bytes>, LogError> {
-        unimplemented!()
+        self.inner.state_get(shard, space, key).await
     }
 
     /// Entries whose key starts with `prefix`, after `after` if given; keys come back without the space's prefix.
@@ -317,7 +333,7 @@ impl Log {
         after: Option<&[u8]>,
         limit: ScanLimit,
     ) -> Result<Vec<(Bytes, Bytes)>, LogError> {
-        unimplemented!()
+        self.inner.state_scan(shard, space, prefix, after, limit).await
     }
 }
 
@@ -342,20 +358,6 @@ pub enum StateSpace {
     Meta,
 }
 
-/// See [`Log::follow`].
-pub struct Follower {
-    inner: Arc<()>,
-}
-
-impl Follower {
-    /// Waits until at least one partition's high watermark moved since the last call (the first call returns every
-    /// partition that has records), and returns which. `None`: the log closed.
-    pub async fn next(&mut self) -> Option<Vec<PartitionId>> {
-        let _ = &self.inner;
-        unimplemented!()
-    }
-}
-
 tributary_shared::settings! {
     /// The log: limits and defaults of streams.
     pub struct Settings {
@@ -365,5 +367,23 @@ tributary_shared::settings! {
         pub default_partitions: u32 = 0,
         /// Memory for recent batches, bytes, all partitions together.
         pub cache_bytes: usize = 64 * 1024 * 1024,
+        /// Bytes of batches that may be submitted and not yet durable, a shard; more wait.
+        pub in_flight_bytes: usize = 64 * 1024 * 1024,
+        /// Streams there may be; each costs about 1 kB of memory.
+        pub max_streams: u32 = 10_000,
+        /// Partitions there may be, all streams together; each costs about 1 kB of memory and one key read at a start.
+        pub max_partitions: u32 = 50_000,
+        /// Records older than this go, ms, unless their stream says otherwise; -1 = never.
+        pub retention_ms: i64 = 604_800_000,
+        /// A partition's oldest records go when it is larger, bytes, unless its stream says otherwise; -1 = never.
+        pub retention_bytes: i64 = -1,
+        /// How often retention is applied, ms.
+        pub retention_interval_ms: u64 = 60_000,
     }
+}
+
+/// ms since 1970.
+fn now_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as i64)
 }

@@ -1,0 +1,281 @@
+//! What goes: old or surplus records, deleted streams, producers not seen for long. Whole batches, in bounded steps.
+//!
+//! First the start moves durably, so that nobody reads what goes; then the keys are removed. A crash between leaves keys that
+//! the next run removes. Change here: what goes when. Not here: the offsets (`decide`).
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use tracing::warn;
+use tributary_shared::record::Batch;
+
+use super::{
+    LogError, Offset, PartitionId, Watermarks,
+    catalog::{Entry, METADATA},
+    decide::Change,
+    guard::Producer,
+    inner::Inner,
+    keys::{self, ByOffset},
+    now_ms,
+    partition::Partition,
+    read::end_of,
+    stored::{StoredStream, Tail},
+};
+use crate::engine::{ScanLimit, ShardId, Write};
+
+/// One step of removal: keys of one engine write, and bytes read to find them.
+const STEP: ScanLimit = ScanLimit { entries: 512, bytes: 4 * 1024 * 1024 };
+
+/// A producer that was not seen for this long is forgotten (Kafka's `producer.id.expiration.ms`).
+const PRODUCER_EXPIRES_MS: i64 = 86_400_000;
+
+impl Inner {
+    /// Starts retention, and goes on with the removal of `deleted` streams.
+    pub(super) fn start_background(self: &Arc<Self>, deleted: Vec<StoredStream>) {
+        for stream in deleted {
+            self.remove_in_background(stream);
+        }
+        let every = Duration::from_millis(self.settings.retention_interval_ms.max(1));
+        let (weak, stop) = (Arc::downgrade(self), self.stop.clone());
+        self.background.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(every) => {}
+                }
+                let Some(inner) = Weak::upgrade(&weak) else { return };
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    done = inner.run_retention(now_ms()) => if let Err(error) = done {
+                        warn!(%error, "retention stopped early; it goes on at the next run");
+                    }
+                }
+            }
+        });
+    }
+
+    pub(super) async fn trim(
+        &self,
+        id: PartitionId,
+        before: Offset,
+    ) -> Result<Watermarks, LogError> {
+        let partition = self.partition(id)?;
+        let Watermarks { start, high } = partition.watermarks();
+        if before > high || before < 0 {
+            return Err(LogError::OffsetOutOfRange { asked: before, start, high });
+        }
+        self.move_start(&partition, before).await?;
+        self.erase(&partition).await?;
+        Ok(partition.watermarks())
+    }
+
+    /// One round over everything, as of `now_ms`.
+    pub(super) async fn run_retention(&self, now_ms: i64) -> Result<(), LogError> {
+        for entry in self.catalog.all() {
+            for partition in &entry.partitions {
+                match self.retain(&entry, partition, now_ms).await {
+                    Ok(()) => {}
+                    // Deleted meanwhile.
+                    Err(_) if partition.marks().gone => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        for shard in 0..self.engine.shards() {
+            self.expire_producers(ShardId(shard), now_ms - PRODUCER_EXPIRES_MS).await?;
+        }
+        Ok(())
+    }
+
+    async fn retain(
+        &self,
+        entry: &Entry,
+        partition: &Arc<Partition>,
+        now_ms: i64,
+    ) -> Result<(), LogError> {
+        let config = &entry.stream.config;
+        let age = config.retention_ms.unwrap_or(self.settings.retention_ms);
+        let size = config.retention_bytes.unwrap_or(self.settings.retention_bytes);
+        let mut start = partition.marks().start;
+        if age >= 0 {
+            start = start.max(self.start_by_time(partition, now_ms.saturating_sub(age)).await?);
+        }
+        if size >= 0 {
+            start = start.max(self.start_by_size(partition, size as u64).await?);
+        }
+        self.move_start(partition, start).await?;
+        self.erase(partition).await
+    }
+
+    /// The first batch with a record that is not older than `oldest_ms`, or the end.
+    async fn start_by_time(
+        &self,
+        partition: &Partition,
+        oldest_ms: i64,
+    ) -> Result<Offset, LogError> {
+        let marks = partition.marks();
+        if marks.max_timestamp_ms < oldest_ms {
+            return Ok(marks.high);
+        }
+        let floor = self.index_floor(partition, |entry| entry.max_timestamp_ms < oldest_ms).await?;
+        let from = floor.map_or(marks.start, |(base, _)| base).max(marks.start);
+        self.first_batch(partition, from, |batch| batch.header().max_timestamp_ms >= oldest_ms)
+            .await
+    }
+
+    /// The first batch that must stay so that at least `keep` bytes stay.
+    async fn start_by_size(&self, partition: &Partition, keep: u64) -> Result<Offset, LogError> {
+        let marks = partition.marks();
+        let tail = self.tail(partition).await?;
+        if tail.bytes_appended - tail.bytes_erased.min(tail.bytes_appended) <= keep {
+            return Ok(marks.start);
+        }
+        let surplus = tail.bytes_appended - keep;
+        let floor = self.index_floor(partition, |entry| entry.bytes <= surplus).await?;
+        // Before the first index entry lies less than one entry's worth of what is there.
+        let (from, mut before) =
+            floor.map_or((tail.erased, tail.bytes_erased), |(base, entry)| (base, entry.bytes));
+        self.first_batch(partition, from, |batch| {
+            before += batch.bytes().len() as u64;
+            before > surplus
+        })
+        .await
+    }
+
+    /// Base offset of the first batch from `from` on for which `stays` holds, or the high watermark.
+    async fn first_batch(
+        &self,
+        partition: &Partition,
+        mut from: Offset,
+        mut stays: impl FnMut(&Batch) -> bool,
+    ) -> Result<Offset, LogError> {
+        let high = partition.marks().high;
+        while from < high {
+            let range = ByOffset::Records.range(partition.id, from..high);
+            for (_, value) in self.scan(partition.shard, range.clone(), STEP).await? {
+                let batch = Batch::trusted(value)?;
+                if stays(&batch) {
+                    return Ok(batch.header().base_offset);
+                }
+                from = end_of(&batch);
+            }
+            if from <= ByOffset::Records.offset(&range.start).unwrap_or(high) {
+                break;
+            }
+        }
+        Ok(high)
+    }
+
+    async fn tail(&self, partition: &Partition) -> Result<Tail, LogError> {
+        let slot = &self.handle(partition.shard)?.slot;
+        let stored = slot.shard()?.get(&keys::tail(partition.id)).await;
+        match stored.map_err(|error| slot.explain(error))? {
+            Some(bytes) => Tail::decode(&bytes),
+            None => Ok(Tail::default()),
+        }
+    }
+
+    async fn move_start(&self, partition: &Arc<Partition>, before: Offset) -> Result<(), LogError> {
+        if before > partition.marks().start {
+            let change = Change::Trim { partition: Arc::clone(partition), before };
+            self.change(partition.shard, change).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes the keys below the start.
+    async fn erase(&self, partition: &Partition) -> Result<(), LogError> {
+        let start = partition.marks().start;
+        loop {
+            let erased = self.tail(partition).await?.erased;
+            if erased >= start {
+                return Ok(());
+            }
+            let range = ByOffset::Records.range(partition.id, erased..start);
+            let found = self.scan(partition.shard, range, STEP).await?;
+            let full = found.len() >= STEP.entries
+                || found.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>() * 2 >= STEP.bytes;
+            let bytes = found.iter().map(|(_, value)| value.len() as u64).sum();
+            let last = found.last().and_then(|(key, _)| ByOffset::Records.offset(key));
+            let to = match last {
+                Some(last) if full => last + 1,
+                _ => start,
+            };
+            let mut keys: Vec<_> = found.into_iter().map(|(key, _)| key).collect();
+            keys.extend(self.index_keys(partition, erased..to).await?);
+            let change = Change::Erase { partition: partition.id, keys, to, bytes };
+            self.change(partition.shard, change).await?;
+        }
+    }
+
+    /// Keys of index entries; there are fewer than batches.
+    async fn index_keys(
+        &self,
+        partition: &Partition,
+        offsets: std::ops::Range<Offset>,
+    ) -> Result<Vec<bytes::Bytes>, LogError> {
+        let range = ByOffset::Index.range(partition.id, offsets);
+        let found = self.scan(partition.shard, range, STEP).await?;
+        Ok(found.into_iter().map(|(key, _)| key).collect())
+    }
+
+    async fn expire_producers(&self, shard: ShardId, before_ms: i64) -> Result<(), LogError> {
+        let mut range = keys::producers();
+        loop {
+            let page = self.scan(shard, range.clone(), STEP).await?;
+            let Some((last, _)) = page.last() else { return Ok(()) };
+            range.start = [last, &b"\0"[..]].concat().into();
+            let mut producers = Vec::new();
+            for (key, value) in &page {
+                if Producer::decode(value)?.seen_ms < before_ms {
+                    producers.extend(keys::producer_parts(key));
+                }
+            }
+            if !producers.is_empty() {
+                self.change(shard, Change::Expire { producers, before_ms }).await?;
+            }
+        }
+    }
+
+    /// Removes the keys of a deleted stream, then the stream's own.
+    pub(super) fn remove_in_background(self: &Arc<Self>, stream: StoredStream) {
+        let (inner, stop) = (Arc::clone(self), self.stop.clone());
+        self.background.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                done = inner.remove(&stream) => if let Err(error) = done {
+                    let name = &stream.stream.name;
+                    warn!(%error, name, "removal of a deleted stream goes on at the next start");
+                }
+            }
+        });
+    }
+
+    async fn remove(&self, stored: &StoredStream) -> Result<(), LogError> {
+        for (index, shard) in (0..).zip(&stored.shards) {
+            let (partition, shard) = (PartitionId::new(stored.stream.id, index), ShardId(*shard));
+            // Behind everything that was submitted before the deletion.
+            self.change(shard, Change::Clear { partition, keys: Vec::new() }).await?;
+            let all = 0..Offset::MAX;
+            for range in [
+                ByOffset::Records.range(partition, all.clone()),
+                ByOffset::Index.range(partition, all),
+                keys::producers_of(partition),
+            ] {
+                loop {
+                    let found = self.scan(shard, range.clone(), STEP).await?;
+                    if found.is_empty() {
+                        break;
+                    }
+                    let keys = found.into_iter().map(|(key, _)| key).collect();
+                    self.change(shard, Change::Clear { partition, keys }).await?;
+                }
+            }
+            let keys = vec![keys::tail(partition)];
+            self.change(shard, Change::Clear { partition, keys }).await?;
+        }
+        self.write(METADATA, vec![Write::Delete(keys::stream(stored.stream.id))]).await
+    }
+}

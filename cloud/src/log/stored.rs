@@ -1,0 +1,236 @@
+//! The values under the log's keys, in bytes; each starts with a format byte, 1 now.
+//!
+//! Change here: what is remembered of a partition, a producer, an edge, a stream. Not here: where it lies (`keys`), the
+//! rules (`guard`).
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    LogError, Offset, Stream,
+    guard::{Edge, Producer, SentBatch},
+};
+use crate::engine::EngineError;
+
+const FORMAT: u8 = 1;
+
+/// End and sizes of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tail {
+    /// First offset that can be read.
+    pub start: Offset,
+    /// Offset of the next record.
+    pub next: Offset,
+    /// Below it nothing is stored any more.
+    pub erased: Offset,
+    /// Greatest timestamp so far, ms; `i64::MIN` before the first record.
+    pub max_timestamp_ms: i64,
+    /// Bytes of all batches ever appended.
+    pub bytes_appended: u64,
+    /// Bytes of all batches erased since.
+    pub bytes_erased: u64,
+}
+
+impl Default for Tail {
+    fn default() -> Self {
+        Self {
+            start: 0,
+            next: 0,
+            erased: 0,
+            max_timestamp_ms: i64::MIN,
+            bytes_appended: 0,
+            bytes_erased: 0,
+        }
+    }
+}
+
+impl Tail {
+    pub(super) fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(49);
+        out.put_u8(FORMAT);
+        out.put_i64(self.start);
+        out.put_i64(self.next);
+        out.put_i64(self.erased);
+        out.put_i64(self.max_timestamp_ms);
+        out.put_u64(self.bytes_appended);
+        out.put_u64(self.bytes_erased);
+        out.freeze()
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, LogError> {
+        let mut body = body(bytes, "tail", 48)?;
+        Ok(Self {
+            start: body.get_i64(),
+            next: body.get_i64(),
+            erased: body.get_i64(),
+            max_timestamp_ms: body.get_i64(),
+            bytes_appended: body.get_u64(),
+            bytes_erased: body.get_u64(),
+        })
+    }
+}
+
+/// What lay before a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct IndexEntry {
+    /// Greatest timestamp of all earlier records.
+    pub max_timestamp_ms: i64,
+    /// Bytes of all earlier batches.
+    pub bytes: u64,
+}
+
+impl IndexEntry {
+    pub(super) fn encode(self) -> Bytes {
+        let mut out = BytesMut::with_capacity(17);
+        out.put_u8(FORMAT);
+        out.put_i64(self.max_timestamp_ms);
+        out.put_u64(self.bytes);
+        out.freeze()
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, LogError> {
+        let mut body = body(bytes, "index", 16)?;
+        Ok(Self { max_timestamp_ms: body.get_i64(), bytes: body.get_u64() })
+    }
+}
+
+impl Producer {
+    pub(super) fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(11 + 16 * self.sent().len());
+        out.put_u8(FORMAT);
+        out.put_i16(self.epoch);
+        out.put_i64(self.seen_ms);
+        for batch in self.sent() {
+            out.put_i32(batch.first);
+            out.put_i32(batch.last);
+            out.put_i64(batch.offset);
+        }
+        out.freeze()
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, LogError> {
+        let mut body = body(bytes, "producer", 10)?;
+        let mut producer = Self::new(body.get_i16(), body.get_i64());
+        while body.remaining() >= 16 {
+            producer.push(SentBatch {
+                first: body.get_i32(),
+                last: body.get_i32(),
+                offset: body.get_i64(),
+            });
+        }
+        Ok(producer)
+    }
+}
+
+impl Edge {
+    pub(super) fn encode(self) -> Bytes {
+        let mut out = BytesMut::with_capacity(9);
+        out.put_u8(FORMAT);
+        out.put_u64(self.next);
+        out.freeze()
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, LogError> {
+        Ok(Self { next: body(bytes, "edge", 8)?.get_u64() })
+    }
+}
+
+/// A stream and where its partitions live.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StoredStream {
+    pub stream: Stream,
+    /// Shard of each partition.
+    pub shards: Vec<u16>,
+    /// Its keys are being removed.
+    #[serde(default)]
+    pub deleted: bool,
+}
+
+impl StoredStream {
+    pub(super) fn encode(&self) -> Result<Bytes, LogError> {
+        let mut out = vec![FORMAT];
+        serde_json::to_writer(&mut out, self).map_err(|error| broken("stream", &error))?;
+        Ok(out.into())
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, LogError> {
+        serde_json::from_slice(body(bytes, "stream", 0)?).map_err(|error| broken("stream", &error))
+    }
+}
+
+/// The next stream id.
+pub(super) fn encode_counter(value: u32) -> Bytes {
+    let mut out = BytesMut::with_capacity(5);
+    out.put_u8(FORMAT);
+    out.put_u32(value);
+    out.freeze()
+}
+
+pub(super) fn decode_counter(bytes: &[u8]) -> Result<u32, LogError> {
+    Ok(body(bytes, "counter", 4)?.get_u32())
+}
+
+/// What follows the format byte, at least `len` bytes.
+fn body<'a>(bytes: &'a [u8], what: &'static str, len: usize) -> Result<&'a [u8], LogError> {
+    match bytes.split_first() {
+        Some((&FORMAT, body)) if body.len() >= len => Ok(body),
+        Some((&FORMAT, _)) | None => Err(broken(what, &"cut short")),
+        Some((other, _)) => {
+            Err(broken(what, &format!("format {other} is newer than this program")))
+        }
+    }
+}
+
+fn broken(what: &'static str, detail: &dyn std::fmt::Display) -> LogError {
+    LogError::Engine(EngineError::Store(format!("stored {what} is not readable: {detail}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::{StreamConfig, StreamId};
+
+    #[test]
+    fn every_value_comes_back_from_its_bytes() {
+        let tail = Tail {
+            start: 3,
+            next: 9,
+            erased: 2,
+            max_timestamp_ms: -7,
+            bytes_appended: 1 << 40,
+            bytes_erased: 5,
+        };
+        assert_eq!(Tail::decode(&tail.encode()).unwrap(), tail);
+        let entry = IndexEntry { max_timestamp_ms: i64::MIN, bytes: 77 };
+        assert_eq!(IndexEntry::decode(&entry.encode()).unwrap(), entry);
+        let mut producer = Producer::new(3, 1_700_000_000_000);
+        for n in 0..5 {
+            producer.push(SentBatch { first: n * 10, last: n * 10 + 9, offset: i64::from(n) * 10 });
+        }
+        assert_eq!(Producer::decode(&producer.encode()).unwrap(), producer);
+        let edge = Edge { next: u64::MAX };
+        assert_eq!(Edge::decode(&edge.encode()).unwrap(), edge);
+        assert_eq!(decode_counter(&encode_counter(9)).unwrap(), 9);
+        let stream = StoredStream {
+            stream: Stream {
+                id: StreamId(4),
+                name: "plant.temperature".into(),
+                uuid: uuid::Uuid::from_u128(5),
+                partitions: 2,
+                config: StreamConfig { retention_ms: Some(-1), ..StreamConfig::default() },
+            },
+            shards: vec![1, 0],
+            deleted: false,
+        };
+        assert_eq!(StoredStream::decode(&stream.encode().unwrap()).unwrap(), stream);
+    }
+
+    #[test]
+    fn short_or_foreign_bytes_are_refused() {
+        for bytes in [&[][..], &[1], &[1, 0, 0], &[2; 60]] {
+            assert!(Tail::decode(bytes).is_err());
+            assert!(Producer::decode(bytes).is_err());
+            assert!(StoredStream::decode(bytes).is_err());
+        }
+    }
+}
