@@ -17,7 +17,6 @@ use super::{
     guard::{self, Edge, Producer, SentBatch, Verdict},
     keys::{self, ByOffset},
     partition::Partition,
-    stamp,
     stored::{IndexEntry, Tail},
 };
 use crate::engine::Write;
@@ -235,7 +234,7 @@ impl State {
             return Err(LogError::PartitionNotFound(stream.name.clone(), id.index()));
         }
         if stream.config.log_append_time {
-            batch = stamp::append_time(&batch, now_ms)?;
+            batch = batch.with_append_time(now_ms);
         }
         let header = batch.header();
         let mut open = draft.tails.get(&id).copied().unwrap_or_else(|| self.open_tail(id));

@@ -22,10 +22,11 @@ mod owner;
 mod partition;
 mod read;
 mod retention;
-mod stamp;
 mod stored;
 pub mod stream;
 pub mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -14,7 +14,6 @@ use super::{
     inner::Inner,
     keys::{self, ByOffset},
     partition::{Marks, Partition},
-    stamp,
     stored::IndexEntry,
 };
 use crate::engine::{EngineError, ScanLimit, ShardId};
@@ -257,7 +256,7 @@ pub(super) fn end_of(batch: &Batch) -> Offset {
 fn first_at(batch: &Batch, timestamp_ms: i64, from: Offset) -> Option<(Offset, i64)> {
     let header = batch.header();
     let whole = (header.base_offset.max(from), header.max_timestamp_ms);
-    if stamp::has_append_time(batch) {
+    if header.is_log_append_time() {
         return Some(whole);
     }
     let Ok(records) = batch.records(UNPACKED) else { return Some(whole) };
