@@ -2,24 +2,69 @@
 //!
 //! Holds: every session, subscription, in-flight and retained message, and what must happen on each event.
 //! In: [`Event`] and [`Now`]. Out: a [`Decision`]: what to store, and what to do once that is durable.
+//! Files: connect publish subscribe acknowledge disconnect (packets), fanout deliver queue (a message's way), replay retained,
+//! timers, routes (the trie), client (what a session is), settings restored.
 //! The host (edge `broker`, cloud `mqtt`) owns one `State` in one task: event in, decide, store, then act.
 //! Change here: MQTT semantics. Not here: bytes (`mqtt`), sockets (`connection`), where things are stored (the host).
 
+mod acknowledge;
 pub mod action;
+mod client;
+mod connect;
+mod deliver;
+mod disconnect;
 pub mod event;
+mod fanout;
+mod ids;
+mod publish;
+mod queue;
+mod replay;
 pub mod restored;
+mod retained;
+mod routes;
 pub mod settings;
+mod size;
+mod subscribe;
+mod timers;
+
+use std::collections::{HashMap, VecDeque};
+
+use bytestring::ByteString;
 
 pub use action::{Change, Decision, Delivery, Effect, Outgoing, Queued};
 pub use event::{ConnectionId, Event, Now, SessionId};
 pub use restored::{Restored, RestoredQueue, RestoredSession};
 pub use settings::{Fanout, Settings};
 
+use self::{
+    client::{Connection, Session},
+    fanout::Scratch,
+    ids::IdMap,
+    retained::Retained,
+    routes::Trie,
+    timers::Timers,
+};
+use crate::mqtt::packet::{Packet, Reason};
+
 /// The broker.
 #[derive(Debug)]
 pub struct State {
     settings: Settings,
     fanout: Fanout,
+    connections: IdMap<ConnectionId, Connection>,
+    sessions: IdMap<SessionId, Box<Session>>,
+    clients: HashMap<ByteString, SessionId>,
+    routes: Trie,
+    subscriptions: usize,
+    retained: Retained,
+    timers: Timers,
+    /// Sessions with retained messages to go on with.
+    replaying: VecDeque<SessionId>,
+    /// Sessions whose end of connection by a restart is not stored yet.
+    unsaved: VecDeque<SessionId>,
+    next_session: u64,
+    seed: u64,
+    scratch: Scratch,
 }
 
 /// Counts for metrics.
@@ -39,20 +84,98 @@ pub struct Stats {
 
 impl State {
     /// A broker that goes on from what was stored. Sessions without a connection end are taken as disconnected now.
-    /// Call [`State::decide`] with [`Event::Tick`] first: it stores that.
+    /// Call [`State::decide`] with [`Event::Tick`] first: it stores that and says when to wake.
     pub fn new(settings: Settings, fanout: Fanout, restored: Restored, now: Now) -> Self {
-        let _ = (restored, now);
-        Self { settings, fanout }
+        let mut state = Self {
+            settings,
+            fanout,
+            connections: IdMap::default(),
+            sessions: IdMap::default(),
+            clients: HashMap::new(),
+            routes: Trie::default(),
+            subscriptions: 0,
+            retained: Retained::default(),
+            timers: Timers::default(),
+            replaying: VecDeque::new(),
+            unsaved: VecDeque::new(),
+            next_session: restored.next_session.max(1),
+            seed: restored.seed,
+            scratch: Scratch::default(),
+        };
+        state.restore(restored, now);
+        state
     }
 
     /// Decides on one event and appends to `out`, so that a host can store the outcome of many events in one transaction.
     /// `out.wake_ms` is always that of the latest decision.
     pub fn decide(&mut self, event: Event, now: Now, out: &mut Decision) {
-        let _ = (event, now, out, self.fanout, &self.settings);
+        match event {
+            Event::Connect { connection, connect, peer } => {
+                self.connect(connection, *connect, peer, now, out);
+            }
+            Event::Packet { connection, packet } => self.packet(connection, packet, now, out),
+            Event::Refused { connection, publish, reason } => {
+                self.heard(connection, now);
+                self.publish(connection, *publish, Some(reason), now, out);
+            }
+            Event::Closed { connection, reason: Some(reason) } => {
+                self.fault(connection, reason, now, out);
+            }
+            Event::Closed { connection, reason: None } => self.disconnected(connection, now, out),
+            Event::Message { message, stored } => self.bring(message, stored, now, out),
+            Event::Loaded { session, entries, complete } => {
+                let Some(found) = self.sessions.get_mut(&session) else { return };
+                found.loaded(entries, complete, &self.settings, now, out);
+                if !found.replays.is_empty() {
+                    self.schedule_replay(session);
+                }
+            }
+            Event::Tick => self.tick(now, out),
+        }
+        out.wake_ms = self.wake_ms(now);
     }
 
     /// Counts.
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        Stats {
+            sessions: self.sessions.len(),
+            connections: self.connections.len(),
+            subscriptions: self.subscriptions,
+            retained: self.retained.len(),
+            retained_bytes: self.retained.bytes(),
+        }
+    }
+
+    /// Any packet but the first. One of a connection that is closed already is passed over.
+    fn packet(&mut self, connection: ConnectionId, packet: Packet, now: Now, out: &mut Decision) {
+        self.heard(connection, now);
+        match packet {
+            Packet::Publish(publish) => self.publish(connection, publish, None, now, out),
+            Packet::PubAck(ack) => self.acknowledged(connection, ack.packet_id, now, out),
+            Packet::PubRec(ack) => self.received(connection, &ack, now, out),
+            Packet::PubRel(ack) => self.release(connection, ack.packet_id, out),
+            Packet::PubComp(ack) => self.completed(connection, ack.packet_id, now, out),
+            Packet::Subscribe(subscribe) => self.subscribe(connection, subscribe, now, out),
+            Packet::Unsubscribe(unsubscribe) => self.unsubscribe(connection, unsubscribe, now, out),
+            Packet::PingReq => {
+                if self.connections.contains_key(&connection) {
+                    publish::send(out, connection, Packet::PingResp);
+                }
+            }
+            Packet::Disconnect(disconnect) => self.leave(connection, &disconnect, now, out),
+            // MQTT-3.1.0-2: a second CONNECT. AUTH without a method agreed on. The rest is the server's to send.
+            Packet::Connect(_)
+            | Packet::Auth(_)
+            | Packet::ConnAck(_)
+            | Packet::SubAck(_)
+            | Packet::UnsubAck(_)
+            | Packet::PingResp => self.fault(connection, Reason::PROTOCOL_ERROR, now, out),
+        }
+    }
+
+    fn heard(&mut self, connection: ConnectionId, now: Now) {
+        if let Some(link) = self.connections.get_mut(&connection) {
+            link.heard_ms = now.mono_ms;
+        }
     }
 }

@@ -2,7 +2,15 @@
 
 use std::sync::Arc;
 
-use super::action::{SavedSession, SavedSubscription};
+use super::{
+    Now, State,
+    action::{SavedSession, SavedSubscription},
+    client::Session,
+    disconnect::ends_after,
+    queue::Queue,
+    routes::{Filter, Subscriber},
+    timers::Timer,
+};
 use crate::{message::Message, mqtt::PacketId};
 
 /// Everything. `Default` is an empty store.
@@ -42,4 +50,64 @@ pub struct RestoredQueue {
     pub first_seq: u64,
     /// Highest seq; 0 without entries.
     pub last_seq: u64,
+}
+
+impl State {
+    pub(super) fn restore(&mut self, restored: Restored, now: Now) {
+        for session in restored.sessions {
+            self.restore_session(session, now);
+        }
+        for saved in restored.subscriptions {
+            self.restore_subscription(saved);
+        }
+        for message in restored.retained {
+            self.retained.insert(message);
+        }
+    }
+
+    fn restore_session(&mut self, restored: RestoredSession, now: Now) {
+        let RestoredSession { saved, received, queue } = restored;
+        let id = saved.session;
+        self.next_session = self.next_session.max(id.0 + 1);
+        // A clock that went back gives time, it takes none.
+        let ended_ms = saved.disconnected_ms.unwrap_or(now.wall_ms);
+        let ago = u64::try_from(now.wall_ms.saturating_sub(ended_ms)).unwrap_or(0);
+        let after = |at: u64| now.mono_ms.saturating_add(at.saturating_sub(ago));
+        let session = Session {
+            id,
+            client_id: saved.client_id.clone(),
+            principal: saved.principal,
+            stored: true,
+            expiry_s: saved.expiry_s,
+            online: None,
+            disconnected_ms: Some(ended_ms),
+            will_due: saved.will.as_ref().map(|will| after(u64::from(will.delay) * 1000)),
+            will: saved.will,
+            ends: ends_after(saved.expiry_s, 0).map(after),
+            subscriptions: std::collections::BTreeSet::new(),
+            received: received.into_iter().collect(),
+            queue: Queue::restored(queue, saved.next_seq),
+            replays: std::collections::VecDeque::new(),
+            replaying: false,
+            met: (0, 0),
+        };
+        if let Some(at) = session.due() {
+            self.timers.set(at, Timer::Session(id));
+        }
+        if saved.disconnected_ms.is_none() {
+            self.unsaved.push_back(id);
+        }
+        self.clients.insert(saved.client_id, id);
+        self.sessions.insert(id, Box::new(session));
+    }
+
+    fn restore_subscription(&mut self, saved: SavedSubscription) {
+        let SavedSubscription { session, filter, options, subscription_id: id } = saved;
+        let (Some(owner), Some(parsed)) = (self.sessions.get_mut(&session), Filter::parse(&filter))
+        else {
+            return;
+        };
+        self.routes.insert(&filter, parsed, Subscriber { session, options, id });
+        self.subscriptions += usize::from(owner.subscriptions.insert(filter));
+    }
 }

@@ -1,0 +1,251 @@
+//! CONNECT: who may have which session, takeover, and what the server announces (3.1, 3.2).
+//!
+//! Nothing is touched before all checks passed. CONNACK waits for a stored session to be durable.
+//! Not here: the end of a connection (`disconnect`).
+
+use bytestring::ByteString;
+
+use super::{
+    Change, ConnectionId, Decision, Effect, Now, SessionId, State,
+    client::{Connection, Online, Session},
+    event::Peer,
+    publish::send,
+    queue::Queue,
+    timers::Timer,
+};
+use crate::mqtt::{
+    Version,
+    packet::{ConnAck, ConnAckProperties, Connect, Disconnect, Packet, Reason},
+};
+
+impl State {
+    pub(super) fn connect(
+        &mut self,
+        connection: ConnectionId,
+        mut connect: Connect,
+        peer: Peer,
+        now: Now,
+        out: &mut Decision,
+    ) {
+        if let Err(reason) = self.check_connect(&connect, &peer) {
+            send_connack(out, connection, false, reason, ConnAckProperties::default());
+            out.effects.push(Effect::Close { connection, reason });
+            return;
+        }
+        let assigned = connect.client_id.is_empty();
+        if assigned {
+            connect.client_id = self.assign_client_id();
+        }
+        self.take_over(&connect.client_id, connect.clean_start, now, out);
+        let present = self.clients.contains_key(&connect.client_id);
+        let id = self.session_for(&connect, peer.principal);
+        self.attach(connection, id, &connect, now, out);
+        let properties = self.announce(&connect, assigned);
+        send_connack(out, connection, present, Reason::SUCCESS, properties);
+        self.resume(id, now, out);
+    }
+
+    fn check_connect(&self, connect: &Connect, peer: &Peer) -> Result<(), Reason> {
+        if connect.authentication_method.is_some() {
+            return Err(Reason::BAD_AUTHENTICATION_METHOD); // MQTT-4.12.0-1
+        }
+        let id = &connect.client_id;
+        let assignable = match connect.version {
+            Version::V31 => false,
+            Version::V311 => connect.clean_start, // MQTT-3.1.3-8
+            Version::V5 => true,
+        };
+        if (id.is_empty() && !assignable) || id.len() > self.settings.client_id_bytes {
+            return Err(Reason::CLIENT_ID_NOT_VALID);
+        }
+        let levels = connect.will.as_ref().map_or(0, |will| will.topic.split('/').count());
+        if levels > self.settings.topic_levels {
+            return Err(Reason::TOPIC_NAME_INVALID);
+        }
+        match self.clients.get(id).and_then(|id| self.sessions.get(id)) {
+            Some(session) if session.principal != peer.principal => Err(Reason::NOT_AUTHORIZED),
+            None if self.sessions.len() >= self.settings.sessions => Err(Reason::QUOTA_EXCEEDED),
+            _ => Ok(()),
+        }
+    }
+
+    /// Not to be guessed from one's own, and new.
+    fn assign_client_id(&self) -> ByteString {
+        let mut number = self.seed ^ self.next_session;
+        loop {
+            number = scramble(number.wrapping_add(0x9E37_79B9_7F4A_7C15));
+            let id = ByteString::from(format!(
+                "auto-{number:016x}{:016x}",
+                scramble(!number ^ self.seed)
+            ));
+            if !self.clients.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    /// Ends another connection of the client (MQTT-3.1.4-3) and, for a clean start, its session (MQTT-3.1.2-4).
+    fn take_over(&mut self, client: &ByteString, clean: bool, now: Now, out: &mut Decision) {
+        if let Some(online) = self.session_of_client(client).and_then(|session| session.online) {
+            if online.version == Version::V5 {
+                let disconnect = Disconnect::new(Reason::SESSION_TAKEN_OVER);
+                send(out, online.connection, Packet::Disconnect(disconnect));
+            }
+            let reason = Reason::SESSION_TAKEN_OVER;
+            out.effects.push(Effect::Close { connection: online.connection, reason });
+            self.disconnected(online.connection, now, out);
+        }
+        if clean && let Some(&id) = self.clients.get(client) {
+            self.end_session(id, now, out);
+        }
+    }
+
+    fn session_of_client(&self, client: &ByteString) -> Option<&Session> {
+        self.sessions.get(self.clients.get(client)?).map(|session| &**session)
+    }
+
+    /// The client's session, made if there is none.
+    fn session_for(&mut self, connect: &Connect, principal: Option<ByteString>) -> SessionId {
+        if let Some(&id) = self.clients.get(&connect.client_id) {
+            return id;
+        }
+        let id = SessionId(self.next_session);
+        self.next_session += 1;
+        self.clients.insert(connect.client_id.clone(), id);
+        let session = Session {
+            id,
+            client_id: connect.client_id.clone(),
+            principal,
+            stored: false,
+            expiry_s: 0,
+            online: None,
+            disconnected_ms: None,
+            will: None,
+            will_due: None,
+            ends: None,
+            subscriptions: Default::default(),
+            received: Default::default(),
+            queue: Queue::new(),
+            replays: Default::default(),
+            replaying: false,
+            met: (0, 0),
+        };
+        self.sessions.insert(id, Box::new(session));
+        id
+    }
+
+    /// Joins a connection and a session.
+    fn attach(
+        &mut self,
+        connection: ConnectionId,
+        id: SessionId,
+        connect: &Connect,
+        now: Now,
+        out: &mut Decision,
+    ) {
+        let expiry_s = self.expiry_s(connect);
+        let keep_alive = self.keep_alive_s(connect);
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if let Some(at) = session.due() {
+            self.timers.cancel(at, Timer::Session(id));
+        }
+        session.will_due = None; // MQTT-3.1.3-9: the new connection keeps it from being sent.
+        session.ends = None;
+        session.disconnected_ms = None;
+        session.will.clone_from(&connect.will);
+        session.expiry_s = expiry_s;
+        session.stored |= expiry_s > 0;
+        let window = connect.receive_maximum.unwrap_or(u16::MAX);
+        session.online = Some(Online {
+            connection,
+            version: connect.version,
+            window: window.min(self.settings.inflight_messages).max(1),
+            packet_bytes: connect.maximum_packet_size,
+        });
+        if session.stored {
+            out.wait = true;
+            out.changes.push(Change::SessionSaved(session.saved()));
+        }
+        let silence_ms = u64::from(keep_alive) * 1500; // MQTT-3.1.2-22
+        let timer = (silence_ms > 0).then_some(now.mono_ms + silence_ms);
+        if let Some(at) = timer {
+            self.timers.set(at, Timer::KeepAlive(connection));
+        }
+        let link = Connection {
+            session: id,
+            version: connect.version,
+            silence_ms,
+            heard_ms: now.mono_ms,
+            timer,
+            expiry_s,
+            aliases: Default::default(),
+        };
+        self.connections.insert(connection, link);
+    }
+
+    /// What waits for the client comes now.
+    fn resume(&mut self, id: SessionId, now: Now, out: &mut Decision) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.pump(&self.settings, now, out);
+        if !session.replays.is_empty() {
+            self.schedule_replay(id);
+        }
+    }
+
+    fn expiry_s(&self, connect: &Connect) -> u32 {
+        let asked = match (connect.version, connect.clean_start) {
+            (Version::V5, _) => connect.session_expiry.unwrap_or(0),
+            (_, true) => 0,
+            (_, false) => u32::MAX,
+        };
+        asked.min(self.settings.session_expiry_s)
+    }
+
+    /// Seconds; only version 5 can be told another than it asked for.
+    fn keep_alive_s(&self, connect: &Connect) -> u16 {
+        let (asked, longest) = (connect.keep_alive, self.settings.keep_alive_s);
+        let over = longest > 0 && (asked == 0 || asked > longest);
+        if over && connect.version == Version::V5 { longest } else { asked }
+    }
+
+    fn announce(&self, connect: &Connect, assigned: bool) -> ConnAckProperties {
+        if connect.version != Version::V5 {
+            return ConnAckProperties::default();
+        }
+        let settings = &self.settings;
+        let expiry_s = self.expiry_s(connect);
+        let keep_alive = self.keep_alive_s(connect);
+        let prefix = &settings.response_prefix;
+        let respond = connect.request_response_information && !prefix.is_empty();
+        ConnAckProperties {
+            session_expiry: (Some(expiry_s) != connect.session_expiry
+                && connect.session_expiry.is_some())
+            .then_some(expiry_s),
+            receive_maximum: Some(settings.receive_maximum),
+            maximum_packet_size: (settings.packet_bytes > 0).then_some(settings.packet_bytes),
+            assigned_client_id: assigned.then(|| connect.client_id.clone()),
+            topic_alias_maximum: Some(settings.topic_alias_maximum),
+            server_keep_alive: (keep_alive != connect.keep_alive).then_some(keep_alive),
+            response_information: respond.then(|| format!("{prefix}/{}", connect.client_id).into()),
+            ..ConnAckProperties::default()
+        }
+    }
+}
+
+fn send_connack(
+    out: &mut Decision,
+    connection: ConnectionId,
+    session_present: bool,
+    reason: Reason,
+    properties: ConnAckProperties,
+) {
+    let connack = ConnAck { session_present, reason, properties };
+    send(out, connection, Packet::ConnAck(Box::new(connack)));
+}
+
+/// SplitMix64's finish.
+fn scramble(mut number: u64) -> u64 {
+    number = (number ^ (number >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    number = (number ^ (number >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    number ^ (number >> 31)
+}

@@ -1,0 +1,170 @@
+//! The end of a connection and of a session (3.14, 4.13), with wills (3.1.2.5, 3.1.3.2).
+//!
+//! A will is published when its connection ends without DISCONNECT 0x00: at once, after its delay if the session lives, and when
+//! the session ends at the latest. Not here: time (`timers`).
+
+use std::sync::Arc;
+
+use super::{
+    Change, ConnectionId, Decision, Effect, Now, SessionId, State,
+    client::Session,
+    publish::{expires_ms, send},
+    queue::Entry,
+    routes::{Filter, Fit},
+    timers::Timer,
+};
+use crate::{
+    message::Message,
+    mqtt::{
+        Version,
+        packet::{Disconnect, Packet, Reason},
+    },
+};
+
+impl State {
+    /// A peer's fault, or the host's wish: version 5 is told why, the connection ends, the will stands.
+    pub(super) fn fault(
+        &mut self,
+        connection: ConnectionId,
+        reason: Reason,
+        now: Now,
+        out: &mut Decision,
+    ) {
+        let Some(link) = self.connections.get(&connection) else { return };
+        if link.version == Version::V5 {
+            send(out, connection, Packet::Disconnect(Disconnect::new(reason)));
+        }
+        out.effects.push(Effect::Close { connection, reason });
+        self.disconnected(connection, now, out);
+    }
+
+    /// DISCONNECT from the client.
+    pub(super) fn leave(
+        &mut self,
+        connection: ConnectionId,
+        disconnect: &Disconnect,
+        now: Now,
+        out: &mut Decision,
+    ) {
+        let Some(link) = self.connections.get(&connection) else { return };
+        let asked =
+            disconnect.session_expiry.map(|asked| asked.min(self.settings.session_expiry_s));
+        if link.expiry_s == 0 && asked.is_some_and(|asked| asked > 0) {
+            return self.fault(connection, Reason::PROTOCOL_ERROR, now, out); // 3.14.2.2.2
+        }
+        if let Some(session) = self.sessions.get_mut(&link.session) {
+            session.expiry_s = asked.unwrap_or(session.expiry_s);
+            if disconnect.reason == Reason::SUCCESS {
+                session.will = None; // MQTT-3.14.4-3
+            }
+        }
+        out.effects.push(Effect::Close { connection, reason: disconnect.reason });
+        self.disconnected(connection, now, out);
+    }
+
+    /// The connection is no more.
+    pub(super) fn disconnected(&mut self, connection: ConnectionId, now: Now, out: &mut Decision) {
+        let Some(link) = self.connections.remove(&connection) else { return };
+        if let Some(at) = link.timer {
+            self.timers.cancel(at, Timer::KeepAlive(connection));
+        }
+        let id = link.session;
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.online = None;
+        if session.expiry_s == 0 {
+            return self.end_session(id, now, out);
+        }
+        session.disconnected_ms = Some(now.wall_ms);
+        let at = now.mono_ms;
+        session.ends = ends_after(session.expiry_s, at);
+        session.will_due = session.will.as_ref().map(|will| at + u64::from(will.delay) * 1000);
+        self.share_out(id, Fit::Ready, now, out);
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.queue.forget();
+        if session.will_due == Some(at) {
+            self.publish_will(id, now, out);
+        }
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        out.changes.push(Change::SessionSaved(session.saved()));
+        if let Some(at) = session.due() {
+            self.timers.set(at, Timer::Session(id));
+        }
+    }
+
+    /// The session is no more; its will is published now at the latest (MQTT-3.1.2-8).
+    pub(super) fn end_session(&mut self, id: SessionId, now: Now, out: &mut Decision) {
+        self.share_out(id, Fit::Away, now, out);
+        let Some(mut session) = self.sessions.remove(&id) else { return };
+        if let Some(at) = session.due() {
+            self.timers.cancel(at, Timer::Session(id));
+        }
+        self.clients.remove(&session.client_id);
+        for filter in &session.subscriptions {
+            if let Some(parsed) = Filter::parse(filter) {
+                self.routes.remove(filter, parsed, id);
+            }
+        }
+        self.subscriptions -= session.subscriptions.len();
+        if session.stored {
+            out.changes.push(Change::SessionRemoved(id));
+        }
+        if let Some(will) = will_message(&mut session, now) {
+            self.accept(Arc::new(will), now, out);
+        }
+    }
+
+    /// The will is due.
+    pub(super) fn publish_will(&mut self, id: SessionId, now: Now, out: &mut Decision) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.will_due = None;
+        if let Some(will) = will_message(session, now) {
+            self.accept(Arc::new(will), now, out);
+        }
+    }
+
+    /// Gives what a leaving member of shared subscriptions has in memory to others that fit at least so (4.8.2). A QoS 2 message
+    /// that was sent stays with its client.
+    pub(super) fn share_out(&mut self, id: SessionId, least: Fit, now: Now, out: &mut Decision) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if !session.subscriptions.iter().any(|filter| filter.starts_with("$share/")) {
+            return;
+        }
+        let mut moved = Vec::new();
+        for entry in session.queue.movable() {
+            let Entry { message, group: Some(filter), .. } = &entry else { continue };
+            let Some(given) = self.give_again(message, filter, id, least, now, out) else {
+                continue;
+            };
+            if let Some(queued) = given {
+                let message = message.clone();
+                out.changes.push(Change::Enqueued { message, queued: vec![queued] });
+            }
+            moved.push((entry.seq, entry.bytes()));
+        }
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.queue.remove(&moved);
+        for (seq, bytes) in moved {
+            session.done(seq, bytes, out);
+        }
+    }
+}
+
+/// Monotonic ms when a session that lives so long after its connection ends; `None` = never.
+pub(super) fn ends_after(expiry_s: u32, mono_ms: u64) -> Option<u64> {
+    (expiry_s != u32::MAX).then(|| mono_ms + u64::from(expiry_s) * 1000)
+}
+
+fn will_message(session: &mut Session, now: Now) -> Option<Message> {
+    let will = session.will.take()?;
+    Some(Message {
+        topic: will.topic,
+        payload: will.payload,
+        qos: will.qos,
+        retain: will.retain,
+        expires_ms: expires_ms(will.properties.message_expiry, now),
+        properties: will.properties,
+        publisher: Some(session.client_id.clone()),
+        received_ms: now.wall_ms,
+        encoded: Default::default(),
+    })
+}

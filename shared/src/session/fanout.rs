@@ -1,0 +1,209 @@
+//! Who gets a message, once each.
+//!
+//! In: a message. Out: deliveries, and the queue entries to store with it. Overlapping subscriptions of a session become one
+//! copy with the highest QoS and all subscription ids (3.3.4); each shared group gives its copy to one member (4.8.2).
+//! Not here: what a session does with it (`deliver`).
+
+use std::sync::Arc;
+
+use super::{
+    Change, Decision, Effect, Fanout, Now, Queued, SessionId, Settings, State,
+    client::Session,
+    deliver::Offer,
+    ids::IdMap,
+    routes::{Fit, Group, NodeId},
+};
+use crate::{
+    message::{Message, MessageRef},
+    mqtt::packet::Qos,
+};
+
+/// Reused from fan-out to fan-out.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    round: u64,
+    targets: Vec<Target>,
+    groups: Vec<(NodeId, usize)>,
+}
+
+#[derive(Debug)]
+struct Target {
+    session: SessionId,
+    qos: Qos,
+    retain: bool,
+    subscription_ids: Vec<u32>,
+}
+
+impl State {
+    /// A message that a client or a will publishes.
+    pub(super) fn accept(&mut self, message: Arc<Message>, now: Now, out: &mut Decision) {
+        if self.fanout == Fanout::FromLog {
+            out.changes.push(Change::Message { message, queued: Vec::new(), stored: None });
+            return;
+        }
+        let queued = self.fan_out(&message, now, out);
+        out.changes.push(Change::Message { message: message.clone(), queued, stored: None });
+        self.retain(message, out);
+    }
+
+    /// A message that the host brings: from the log, from upstream, its own.
+    pub(super) fn bring(
+        &mut self,
+        message: Arc<Message>,
+        stored: Option<MessageRef>,
+        now: Now,
+        out: &mut Decision,
+    ) {
+        let queued = self.fan_out(&message, now, out);
+        if !queued.is_empty() {
+            let message = message.clone();
+            out.changes.push(match stored {
+                Some(_) => Change::Message { message, queued, stored },
+                None => Change::Enqueued { message, queued },
+            });
+        }
+        self.retain(message, out);
+    }
+
+    /// Keeps or clears the retained message of a topic, if this one says so (MQTT-3.3.1-5 to 3.3.1-7).
+    fn retain(&mut self, message: Arc<Message>, out: &mut Decision) {
+        if !message.retain {
+            return;
+        }
+        let topic = message.topic.clone();
+        if message.payload.is_empty() {
+            if self.retained.remove(&topic) {
+                out.changes.push(Change::Retained { topic, message: None });
+            }
+        } else if self.retained.fits(&topic, super::queue::weight(&message), &self.settings) {
+            self.retained.insert(message.clone());
+            out.changes.push(Change::Retained { topic, message: Some(message) });
+        } else {
+            out.effects.push(Effect::Dropped { session: None, why: "retained_full" });
+        }
+    }
+
+    fn fan_out(&mut self, message: &Arc<Message>, now: Now, out: &mut Decision) -> Vec<Queued> {
+        self.match_topic(message);
+        let mut queued = Vec::new();
+        let mut targets = std::mem::take(&mut self.scratch.targets);
+        for target in targets.drain(..) {
+            let Some(session) = self.sessions.get_mut(&target.session) else { continue };
+            let Target { qos, retain, subscription_ids, .. } = target;
+            let offer = Offer { message, qos, retain, subscription_ids, group: None };
+            queued.extend(session.offer(offer, &self.settings, now, out));
+        }
+        self.scratch.targets = targets;
+        let mut groups = std::mem::take(&mut self.scratch.groups);
+        for (node, index) in groups.drain(..) {
+            let Some(group) = self.routes.group_at(node, index) else { continue };
+            let turn = Turn { message, but: None, least: Fit::Away };
+            let given = turn.give(group, &mut self.sessions, &self.settings, now, out);
+            queued.extend(given.flatten());
+        }
+        self.scratch.groups = groups;
+        queued
+    }
+
+    /// Fills the scratch with targets and groups.
+    fn match_topic(&mut self, message: &Message) {
+        let Self { routes, sessions, clients, scratch, .. } = self;
+        scratch.round += 1;
+        let round = scratch.round;
+        let mut publisher: Option<Option<SessionId>> = None;
+        routes.walk(&message.topic, &mut |node, leaf| {
+            for subscriber in leaf.subscribers() {
+                let options = &subscriber.options;
+                if options.no_local {
+                    // MQTT-3.8.3-3
+                    let publisher = *publisher.get_or_insert_with(|| {
+                        message.publisher.as_ref().and_then(|id| clients.get(id)).copied()
+                    });
+                    if publisher == Some(subscriber.session) {
+                        continue;
+                    }
+                }
+                let Some(session) = sessions.get_mut(&subscriber.session) else { continue };
+                let qos = options.qos.min(message.qos);
+                let retain = message.retain && options.retain_as_published;
+                if session.met.0 == round
+                    && let Some(target) = scratch.targets.get_mut(session.met.1)
+                {
+                    target.qos = target.qos.max(qos);
+                    target.retain |= retain;
+                    target.subscription_ids.extend(subscriber.id);
+                    continue;
+                }
+                session.met = (round, scratch.targets.len());
+                let subscription_ids = subscriber.id.map_or_else(Vec::new, |id| vec![id]);
+                let session = subscriber.session;
+                scratch.targets.push(Target { session, qos, retain, subscription_ids });
+            }
+            scratch.groups.extend((0..leaf.groups()).map(|index| (node, index)));
+        });
+    }
+
+    /// Gives a message of a shared group to another member than `from`, who leaves. `None`: nobody fits at least so.
+    pub(super) fn give_again(
+        &mut self,
+        message: &Arc<Message>,
+        filter: &str,
+        from: SessionId,
+        least: Fit,
+        now: Now,
+        out: &mut Decision,
+    ) -> Option<Option<Queued>> {
+        let group = self.routes.group(filter)?;
+        let turn = Turn { message, but: Some(from), least };
+        turn.give(group, &mut self.sessions, &self.settings, now, out)
+    }
+}
+
+/// A message to be given to one member of a shared group.
+struct Turn<'a> {
+    message: &'a Arc<Message>,
+    /// Passed over.
+    but: Option<SessionId>,
+    least: Fit,
+}
+
+impl Turn<'_> {
+    fn give(
+        &self,
+        group: &mut Group,
+        sessions: &mut IdMap<SessionId, Box<Session>>,
+        limits: &Settings,
+        now: Now,
+        out: &mut Decision,
+    ) -> Option<Option<Queued>> {
+        let message = self.message;
+        let member = group.pick(|member| match sessions.get(&member.session) {
+            Some(session) if self.but != Some(member.session) => {
+                let fit = session.fit(member.options.qos.min(message.qos), limits);
+                if fit < self.least { Fit::No } else { fit }
+            }
+            _ => Fit::No,
+        })?;
+        let offer = Offer {
+            message,
+            qos: member.options.qos.min(message.qos),
+            retain: message.retain && member.options.retain_as_published,
+            subscription_ids: member.id.map_or_else(Vec::new, |id| vec![id]),
+            group: Some(group.filter.clone()),
+        };
+        Some(sessions.get_mut(&member.session)?.offer(offer, limits, now, out))
+    }
+}
+
+impl Session {
+    fn fit(&self, qos: Qos, limits: &Settings) -> Fit {
+        match (&self.online, qos) {
+            (Some(_), Qos::AtMostOnce) => Fit::Ready,
+            (Some(_), _) if self.queue.is_roomy(limits) => Fit::Ready,
+            (Some(_), _) => Fit::Full,
+            (None, Qos::AtMostOnce) => Fit::No,
+            (None, _) if self.stored => Fit::Away,
+            (None, _) => Fit::No,
+        }
+    }
+}

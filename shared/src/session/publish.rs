@@ -1,0 +1,162 @@
+//! PUBLISH from a client, and PUBREL that ends its QoS 2 flow (3.3, 3.6, 4.3).
+//!
+//! The acknowledgement waits for the message to be durable. Not here: who gets it (`fanout`).
+
+use std::sync::Arc;
+
+use bytestring::ByteString;
+
+use super::{Change, ConnectionId, Decision, Effect, Now, State, client::Connection};
+use crate::{
+    message::Message,
+    mqtt::{
+        Version,
+        packet::{Ack, Packet, PacketId, Publish, Qos, Reason},
+    },
+};
+
+impl State {
+    /// PUBLISH; `refused`: the host does not take it.
+    pub(super) fn publish(
+        &mut self,
+        connection: ConnectionId,
+        mut publish: Publish,
+        refused: Option<Reason>,
+        now: Now,
+        out: &mut Decision,
+    ) {
+        let Some(link) = self.connections.get_mut(&connection) else { return };
+        let (version, owner) = (link.version, link.session);
+        if let Err(reason) = resolve_alias(link, &mut publish, self.settings.topic_alias_maximum) {
+            return self.fault(connection, reason, now, out);
+        }
+        let Some(session) = self.sessions.get_mut(&owner) else { return };
+        if let (Qos::ExactlyOnce, Some(id)) = (publish.qos, publish.packet_id) {
+            if session.received.contains(&id) {
+                // MQTT-4.3.3-10: not delivered again. Its first PUBREC may still wait for the store; so does this one.
+                out.wait = true;
+                return send(out, connection, Packet::PubRec(Ack::new(id, Reason::SUCCESS)));
+            }
+            if session.received.len() >= usize::from(self.settings.receive_maximum) {
+                return self.fault(connection, Reason::RECEIVE_MAXIMUM_EXCEEDED, now, out);
+            }
+        }
+        if let Some(reason) = refused.or_else(|| self.refuses(&publish)) {
+            return self.refuse(connection, version, &publish, reason, now, out);
+        }
+        let Some(session) = self.sessions.get_mut(&owner) else { return };
+        let (id, stored, publisher) = (session.id, session.stored, session.client_id.clone());
+        let (qos, packet_id) = (publish.qos, publish.packet_id);
+        if let (Qos::ExactlyOnce, Some(packet_id)) = (qos, packet_id) {
+            session.received.insert(packet_id);
+            if stored {
+                out.changes.push(Change::Received { session: id, packet_id });
+            }
+        }
+        self.accept(Arc::new(message(publish, publisher, now)), now, out);
+        match (qos, packet_id) {
+            (Qos::AtLeastOnce, Some(id)) => {
+                out.wait = true;
+                send(out, connection, Packet::PubAck(Ack::new(id, Reason::SUCCESS)));
+            }
+            (Qos::ExactlyOnce, Some(id)) => {
+                out.wait = true;
+                send(out, connection, Packet::PubRec(Ack::new(id, Reason::SUCCESS)));
+            }
+            _ => {}
+        }
+    }
+
+    /// PUBREL: the id is free again. PUBCOMP waits, or a restart would take the id's next message for a repeat.
+    pub(super) fn release(&mut self, connection: ConnectionId, id: PacketId, out: &mut Decision) {
+        let Some(link) = self.connections.get(&connection) else { return };
+        let Some(session) = self.sessions.get_mut(&link.session) else { return };
+        let reason = if session.received.remove(&id) {
+            if session.stored {
+                out.wait = true;
+                out.changes.push(Change::Released { session: session.id, packet_id: id });
+            }
+            Reason::SUCCESS
+        } else {
+            Reason::PACKET_ID_NOT_FOUND
+        };
+        send(out, connection, Packet::PubComp(Ack::new(id, reason)));
+    }
+
+    /// Limits of the core that a PUBLISH is over.
+    fn refuses(&self, publish: &Publish) -> Option<Reason> {
+        if publish.topic.split('/').count() > self.settings.topic_levels {
+            return Some(Reason::TOPIC_NAME_INVALID);
+        }
+        let keeps = publish.retain && !publish.payload.is_empty();
+        let bytes = publish.topic.len() + publish.payload.len();
+        (keeps && !self.retained.fits(&publish.topic, bytes, &self.settings))
+            .then_some(Reason::QUOTA_EXCEEDED)
+    }
+
+    /// Tells a publisher that its message is not taken: in the acknowledgement where that has a code (3.4.2.1, 3.5.2.1), else by
+    /// ending the connection. QoS 0 has no answer in version 5 either; it is dropped and counted.
+    fn refuse(
+        &mut self,
+        connection: ConnectionId,
+        version: Version,
+        publish: &Publish,
+        reason: Reason,
+        now: Now,
+        out: &mut Decision,
+    ) {
+        out.effects.push(Effect::Dropped { session: None, why: "refused" });
+        match (version, publish.qos, publish.packet_id) {
+            (Version::V5, Qos::AtLeastOnce, Some(id)) => {
+                send(out, connection, Packet::PubAck(Ack::new(id, reason)));
+            }
+            (Version::V5, Qos::ExactlyOnce, Some(id)) => {
+                send(out, connection, Packet::PubRec(Ack::new(id, reason)));
+            }
+            (_, Qos::AtMostOnce, _) => {}
+            _ => self.fault(connection, reason, now, out),
+        }
+    }
+}
+
+/// Puts the full topic in place of an alias (3.3.2.3.4).
+fn resolve_alias(link: &mut Connection, publish: &mut Publish, maximum: u16) -> Result<(), Reason> {
+    let Some(alias) = publish.topic_alias.take() else {
+        return if publish.topic.is_empty() { Err(Reason::PROTOCOL_ERROR) } else { Ok(()) };
+    };
+    if alias == 0 || alias > maximum {
+        return Err(Reason::TOPIC_ALIAS_INVALID);
+    }
+    if publish.topic.is_empty() {
+        publish.topic = link.aliases.get(&alias).ok_or(Reason::PROTOCOL_ERROR)?.clone();
+    } else {
+        link.aliases.insert(alias, publish.topic.clone());
+    }
+    Ok(())
+}
+
+fn message(publish: Publish, publisher: ByteString, now: Now) -> Message {
+    let expires_ms = expires_ms(publish.properties.message_expiry, now);
+    Message {
+        topic: publish.topic,
+        payload: publish.payload,
+        qos: publish.qos,
+        retain: publish.retain,
+        properties: publish.properties,
+        publisher: Some(publisher),
+        received_ms: now.wall_ms,
+        expires_ms,
+        encoded: Default::default(),
+    }
+}
+
+/// Wall ms when a message published now expires.
+pub(super) fn expires_ms(expiry_s: Option<u32>, now: Now) -> Option<i64> {
+    expiry_s.map(|seconds| now.wall_ms.saturating_add(i64::from(seconds) * 1000))
+}
+
+/// Puts a packet on a connection's outbox.
+pub(super) fn send(out: &mut Decision, connection: ConnectionId, packet: Packet) {
+    let outgoing = super::Outgoing::Packet(Box::new(packet));
+    out.effects.push(Effect::Send { connection, outgoing });
+}

@@ -1,0 +1,293 @@
+//! The QoS 1 and 2 messages on their way to one client, in order.
+//!
+//! ```text
+//!  seq  1 2 3 | 4 5 6 7     | 8 9 .. next_seq
+//!       sent  | waiting     | only in the store, from `stored_from` on
+//! ```
+//! Holds: entries, packet ids, the bounds of memory. A session that outlives its connection has every entry in the store
+//! too, so when its client goes all of this is forgotten (`stored_from` = the lowest seq) and comes back by loading.
+//! Not here: what is stored and sent when (`deliver`).
+
+use std::{collections::VecDeque, sync::Arc};
+
+use bytestring::ByteString;
+
+use super::{Queued, SessionId, Settings, restored::RestoredQueue};
+use crate::{
+    message::Message,
+    mqtt::packet::{PacketId, Qos},
+};
+
+/// One message for one client.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) seq: u64,
+    pub(super) qos: Qos,
+    pub(super) retain: bool,
+    pub(super) subscription_ids: Vec<u32>,
+    pub(super) message: Arc<Message>,
+    /// Set once sent, on this connection or (then it is a redelivery) an earlier one.
+    pub(super) packet_id: Option<PacketId>,
+    /// The shared subscription it came by.
+    pub(super) group: Option<ByteString>,
+}
+
+impl Entry {
+    pub(super) fn bytes(&self) -> usize {
+        weight(&self.message)
+    }
+
+    pub(super) fn queued(&self, session: SessionId, released: bool) -> Queued {
+        Queued {
+            session,
+            seq: self.seq,
+            qos: self.qos,
+            retain: self.retain,
+            subscription_ids: self.subscription_ids.clone(),
+            packet_id: self.packet_id,
+            released,
+        }
+    }
+}
+
+/// What a message counts for in limits of bytes.
+pub(super) fn weight(message: &Message) -> usize {
+    let properties = &message.properties;
+    let user: usize =
+        properties.user_properties.iter().map(|(name, value)| name.len() + value.len()).sum();
+    message.topic.len()
+        + message.payload.len()
+        + user
+        + properties.content_type.as_ref().map_or(0, |text| text.len())
+        + properties.response_topic.as_ref().map_or(0, |text| text.len())
+        + properties.correlation_data.as_ref().map_or(0, bytes::Bytes::len)
+}
+
+/// PUBREC came; PUBREL was sent, PUBCOMP is missing.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Releasing {
+    pub(super) seq: u64,
+    pub(super) packet_id: PacketId,
+    pub(super) bytes: usize,
+}
+
+/// The question to the store that is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Load {
+    None,
+    /// Asked when `next_seq` was this: an answer that says "complete" says so up to here.
+    Asked(u64),
+    /// Asked by an earlier connection: its answer is not to be used.
+    Stale,
+}
+
+/// The queue.
+#[derive(Debug)]
+pub(super) struct Queue {
+    /// Sent on this connection, not acknowledged, in the order sent.
+    pub(super) sent: VecDeque<Entry>,
+    /// In the order of their PUBREC.
+    pub(super) releasing: VecDeque<Releasing>,
+    /// Not sent on this connection.
+    pub(super) waiting: VecDeque<Entry>,
+    sent_bytes: usize,
+    waiting_bytes: usize,
+    stored_from: Option<u64>,
+    load: Load,
+    next_seq: u64,
+    last_packet_id: u16,
+    messages: u64,
+    bytes: u64,
+}
+
+impl Queue {
+    pub(super) fn new() -> Self {
+        Self::restored(RestoredQueue::default(), 1)
+    }
+
+    /// Of a session that was stored; nothing is in memory.
+    pub(super) fn restored(queue: RestoredQueue, next_seq: u64) -> Self {
+        Self {
+            sent: VecDeque::new(),
+            releasing: VecDeque::new(),
+            waiting: VecDeque::new(),
+            sent_bytes: 0,
+            waiting_bytes: 0,
+            stored_from: (queue.messages > 0).then_some(queue.first_seq),
+            load: Load::None,
+            next_seq: next_seq.max(queue.last_seq + 1).max(1),
+            last_packet_id: 0,
+            messages: queue.messages,
+            bytes: queue.bytes,
+        }
+    }
+
+    pub(super) fn next_seq(&self) -> u64 {
+        self.next_seq
+    }
+
+    /// The store has entries that are not in memory.
+    pub(super) fn is_behind(&self) -> bool {
+        self.stored_from.is_some()
+    }
+
+    /// A store of this size has room for one more.
+    pub(super) fn fits_store(&self, bytes: usize, limits: &Settings) -> bool {
+        self.messages < limits.queue_stored_messages
+            && self.bytes.saturating_add(bytes as u64) <= limits.queue_stored_bytes
+    }
+
+    /// Memory has room for one more.
+    pub(super) fn fits_memory(&self, bytes: usize, limits: &Settings) -> bool {
+        self.waiting.len() < limits.queue_messages
+            && self.waiting_bytes.saturating_add(bytes) <= limits.queue_bytes
+    }
+
+    /// Less than half full: the time to make more (retained messages, turns of a shared subscription).
+    pub(super) fn is_roomy(&self, limits: &Settings) -> bool {
+        self.stored_from.is_none()
+            && self.waiting.len() <= limits.queue_messages / 2
+            && self.waiting_bytes <= limits.queue_bytes / 2
+    }
+
+    /// The client takes one more of this size.
+    pub(super) fn window_open(&self, bytes: usize, window: u16, limits: &Settings) -> bool {
+        let inflight = self.sent.len() + self.releasing.len();
+        inflight < usize::from(window)
+            && (self.sent.is_empty()
+                || self.sent_bytes.saturating_add(bytes) <= limits.inflight_bytes)
+    }
+
+    /// Counts a new entry and gives its seq.
+    pub(super) fn take_seq(&mut self, bytes: usize) -> u64 {
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        self.messages += 1;
+        self.bytes += bytes as u64;
+        seq
+    }
+
+    /// An entry is done: gone from here and, where it is stored, to be removed there.
+    pub(super) fn count_done(&mut self, bytes: usize) {
+        self.messages = self.messages.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes as u64);
+    }
+
+    /// The entry `seq` and all after it are in the store only.
+    pub(super) fn leave_in_store(&mut self, seq: u64) {
+        self.stored_from.get_or_insert(seq);
+    }
+
+    pub(super) fn push_waiting(&mut self, entry: Entry) {
+        self.waiting_bytes += entry.bytes();
+        self.waiting.push_back(entry);
+    }
+
+    pub(super) fn pop_waiting(&mut self) -> Option<Entry> {
+        let entry = self.waiting.pop_front()?;
+        self.waiting_bytes -= entry.bytes();
+        Some(entry)
+    }
+
+    pub(super) fn push_sent(&mut self, entry: Entry) {
+        self.sent_bytes += entry.bytes();
+        self.sent.push_back(entry);
+    }
+
+    /// Takes out a sent entry that `which` accepts; acknowledgements come in order, so this looks at the front first.
+    pub(super) fn take_sent(&mut self, which: impl Fn(&Entry) -> bool) -> Option<Entry> {
+        let at = self.sent.iter().position(which)?;
+        let entry = self.sent.remove(at)?;
+        self.sent_bytes -= entry.bytes();
+        Some(entry)
+    }
+
+    pub(super) fn take_releasing(&mut self, packet_id: PacketId) -> Option<Releasing> {
+        let at = self.releasing.iter().position(|one| one.packet_id == packet_id)?;
+        self.releasing.remove(at)
+    }
+
+    /// A packet id that is not in use. Every entry that has one lies before those that have none, so it is in `sent` or
+    /// `releasing`; there are fewer of them than ids (MQTT-2.2.1-3).
+    pub(super) fn new_packet_id(&mut self) -> PacketId {
+        loop {
+            self.last_packet_id = self.last_packet_id.checked_add(1).unwrap_or(1);
+            let Some(id) = PacketId::new(self.last_packet_id) else { continue };
+            let used = self.sent.iter().any(|entry| entry.packet_id == Some(id))
+                || self.releasing.iter().any(|one| one.packet_id == id);
+            if !used {
+                return id;
+            }
+        }
+    }
+
+    /// What to ask the store for now: first seq, entries, bytes.
+    pub(super) fn ask(&mut self, limits: &Settings) -> Option<(u64, usize, usize)> {
+        let from = self.stored_from?;
+        let low = self.waiting.len() <= limits.queue_messages / 4
+            && self.waiting_bytes <= limits.queue_bytes / 4;
+        if self.load != Load::None || !low {
+            return None;
+        }
+        self.load = Load::Asked(self.next_seq);
+        let max = limits.queue_messages.saturating_sub(self.waiting.len()).max(1);
+        Some((from, max, limits.queue_bytes.saturating_sub(self.waiting_bytes).max(1)))
+    }
+
+    /// An answer came: the `next_seq` of its question; `None` if it is of no use.
+    pub(super) fn answered(&mut self) -> Option<u64> {
+        match std::mem::replace(&mut self.load, Load::None) {
+            Load::Asked(next_seq) => Some(next_seq),
+            Load::None | Load::Stale => None,
+        }
+    }
+
+    /// All before `from` was looked at; what the store still has begins there.
+    pub(super) fn loaded_up_to(&mut self, from: u64) {
+        self.stored_from = (from < self.next_seq).then_some(from);
+        if self.stored_from.is_none() {
+            self.messages = (self.sent.len() + self.releasing.len() + self.waiting.len()) as u64;
+            let releasing: usize = self.releasing.iter().map(|one| one.bytes).sum();
+            self.bytes = (self.sent_bytes + self.waiting_bytes + releasing) as u64;
+        }
+    }
+
+    /// First seq that is in the store only.
+    pub(super) fn stored_from(&self) -> Option<u64> {
+        self.stored_from
+    }
+
+    /// The client is gone and everything is stored: keeps no body.
+    pub(super) fn forget(&mut self) {
+        let sent = self.sent.iter().chain(&self.waiting).map(|entry| entry.seq);
+        let lowest =
+            sent.chain(self.releasing.iter().map(|one| one.seq)).chain(self.stored_from).min();
+        self.stored_from = lowest;
+        self.sent = VecDeque::new();
+        self.waiting = VecDeque::new();
+        self.releasing = VecDeque::new();
+        self.sent_bytes = 0;
+        self.waiting_bytes = 0;
+        if self.load != Load::None {
+            self.load = Load::Stale;
+        }
+    }
+
+    /// Entries in memory that may go to another member of their shared subscription.
+    pub(super) fn movable(&self) -> Vec<Entry> {
+        let movable = |entry: &&Entry| {
+            entry.group.is_some() && (entry.packet_id.is_none() || entry.qos == Qos::AtLeastOnce)
+        };
+        self.sent.iter().chain(&self.waiting).filter(movable).cloned().collect()
+    }
+
+    /// Takes out entries in memory, given by seq (ascending) and bytes.
+    pub(super) fn remove(&mut self, entries: &[(u64, usize)]) {
+        let stays =
+            |entry: &Entry| entries.binary_search_by_key(&entry.seq, |(seq, _)| *seq).is_err();
+        self.sent.retain(stays);
+        self.waiting.retain(stays);
+        self.sent_bytes = self.sent.iter().map(Entry::bytes).sum();
+        self.waiting_bytes = self.waiting.iter().map(Entry::bytes).sum();
+    }
+}

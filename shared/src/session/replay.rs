@@ -1,0 +1,87 @@
+//! Retained messages for new subscriptions, in bounded steps (3.3.1.3, 3.8.3.1).
+//!
+//! A step follows SUBACK, the next ones the tick, and acknowledgements where the queue was full. Not here: finding them (`retained`).
+
+use super::{Change, Decision, Now, SessionId, State, deliver::Offer, retained::Replay};
+use crate::mqtt::packet::Qos;
+
+/// Messages one step may send, and topics it may look at.
+const STEP: usize = 64;
+const SCAN: usize = 1024;
+
+impl State {
+    /// Goes on with a session's replays now or with the next tick.
+    pub(super) fn schedule_replay(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if !session.replaying && !session.replays.is_empty() {
+            session.replaying = true;
+            self.replaying.push_back(id);
+        }
+    }
+
+    /// One step for one session.
+    pub(super) fn replay(&mut self, id: SessionId, now: Now, out: &mut Decision) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if session.online.is_none() || !session.queue.is_roomy(&self.settings) {
+            return; // its next connection, or the next acknowledgement, schedules it
+        }
+        let (mut sent, mut looked) = (0, 0);
+        while sent < STEP && looked < STEP {
+            let Some(session) = self.sessions.get_mut(&id) else { return };
+            let Some(mut replay) = session.replays.pop_front() else { return };
+            looked += 1;
+            let page = self.retained.page(&replay, STEP - sent, SCAN);
+            sent += page.messages.len();
+            let mut full = false;
+            for message in page.messages {
+                if full {
+                    break;
+                }
+                if message.expires_ms.is_some_and(|at| at <= now.wall_ms) {
+                    self.retained.remove(&message.topic);
+                    let topic = message.topic.clone();
+                    out.changes.push(Change::Retained { topic, message: None });
+                    continue;
+                }
+                replay.after = Some(message.topic.clone());
+                full = !self.replay_one(id, &replay, &message, now, out);
+            }
+            let Some(session) = self.sessions.get_mut(&id) else { return };
+            if full {
+                session.replays.push_front(replay);
+                return;
+            }
+            if page.after.is_some() {
+                replay.after = page.after;
+                session.replays.push_front(replay);
+                break;
+            }
+        }
+        self.schedule_replay(id);
+    }
+
+    /// Says whether there is room for another.
+    fn replay_one(
+        &mut self,
+        id: SessionId,
+        replay: &Replay,
+        message: &std::sync::Arc<crate::message::Message>,
+        now: Now,
+        out: &mut Decision,
+    ) -> bool {
+        let Some(session) = self.sessions.get_mut(&id) else { return false };
+        let offer = Offer {
+            message,
+            qos: replay.options.qos.min(message.qos),
+            retain: true, // MQTT-3.3.1-8
+            subscription_ids: replay.id.into_iter().collect(),
+            group: None,
+        };
+        let direct = offer.qos == Qos::AtMostOnce;
+        if let Some(queued) = session.offer(offer, &self.settings, now, out) {
+            let message = message.clone();
+            out.changes.push(Change::Enqueued { message, queued: vec![queued] });
+        }
+        direct || session.queue.is_roomy(&self.settings)
+    }
+}

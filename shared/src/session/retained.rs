@@ -1,0 +1,143 @@
+//! The last retained message of each topic, and where a new subscription's replay of them stands (3.3.1.3).
+//!
+//! Not here: sending them (`replay`).
+
+use std::{collections::BTreeMap, ops::Bound, sync::Arc};
+
+use bytestring::ByteString;
+
+use super::{Settings, queue::weight, routes};
+use crate::{message::Message, mqtt::packet::SubscriptionOptions};
+
+/// All retained messages, by topic.
+#[derive(Debug, Default)]
+pub(super) struct Retained {
+    topics: BTreeMap<ByteString, Kept>,
+    bytes: usize,
+    expiring: usize,
+    version: u64,
+}
+
+#[derive(Debug)]
+struct Kept {
+    message: Arc<Message>,
+    version: u64,
+}
+
+/// Retained messages that one new subscription still gets.
+#[derive(Debug)]
+pub(super) struct Replay {
+    /// Without `$share`.
+    pub(super) pattern: ByteString,
+    pub(super) options: SubscriptionOptions,
+    pub(super) id: Option<u32>,
+    /// Last topic looked at.
+    pub(super) after: Option<ByteString>,
+    /// Later ones came by the subscription itself.
+    pub(super) version: u64,
+}
+
+/// Some of the retained messages.
+#[derive(Debug)]
+pub(super) struct Page {
+    pub(super) messages: Vec<Arc<Message>>,
+    /// Last topic looked at; `None`: that was all.
+    pub(super) after: Option<ByteString>,
+}
+
+impl Retained {
+    pub(super) fn len(&self) -> usize {
+        self.topics.len()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Some can expire.
+    pub(super) fn can_expire(&self) -> bool {
+        self.expiring > 0
+    }
+
+    /// There is room for this one in the place of the one it replaces.
+    pub(super) fn fits(&self, topic: &str, bytes: usize, limits: &Settings) -> bool {
+        let old = self.topics.get(topic).map(|kept| weight(&kept.message));
+        let messages = self.topics.len() + usize::from(old.is_none());
+        messages <= limits.retained_messages
+            && self.bytes - old.unwrap_or(0) + bytes <= limits.retained_bytes
+    }
+
+    pub(super) fn insert(&mut self, message: Arc<Message>) {
+        self.remove(&message.topic);
+        self.version += 1;
+        self.bytes += weight(&message);
+        self.expiring += usize::from(message.expires_ms.is_some());
+        self.topics.insert(message.topic.clone(), Kept { message, version: self.version });
+    }
+
+    /// Says whether there was one.
+    pub(super) fn remove(&mut self, topic: &str) -> bool {
+        let Some(kept) = self.topics.remove(topic) else { return false };
+        self.bytes -= weight(&kept.message);
+        self.expiring -= usize::from(kept.message.expires_ms.is_some());
+        true
+    }
+
+    /// The next messages of a replay: looks at no more than `scan` topics, finds no more than `max`.
+    pub(super) fn page(&self, replay: &Replay, max: usize, scan: usize) -> Page {
+        let mut page = Page { messages: Vec::new(), after: None };
+        let pattern: &str = &replay.pattern;
+        let Some(wildcard) = pattern.find(['+', '#']) else {
+            let kept = self.topics.get(pattern).filter(|kept| kept.version <= replay.version);
+            page.messages.extend(kept.map(|kept| kept.message.clone()));
+            return page;
+        };
+        let prefix = pattern.get(..wildcard).unwrap_or("").trim_end_matches('/');
+        let from = match &replay.after {
+            Some(after) => Bound::Excluded(&**after),
+            None => Bound::Included(prefix),
+        };
+        for (looked, (topic, kept)) in
+            self.topics.range::<str, _>((from, Bound::Unbounded)).enumerate()
+        {
+            if !topic.starts_with(prefix) {
+                page.after = None;
+                break;
+            }
+            if looked == scan || page.messages.len() == max {
+                return page;
+            }
+            page.after = Some(topic.clone());
+            if kept.version <= replay.version && routes::matches(pattern, topic) {
+                page.messages.push(kept.message.clone());
+            }
+        }
+        page.after = None;
+        page
+    }
+
+    /// Topics after `after` whose message has expired, of the next `scan`; and where to go on.
+    pub(super) fn expired(
+        &self,
+        after: Option<&ByteString>,
+        scan: usize,
+        wall_ms: i64,
+    ) -> (Vec<ByteString>, Option<ByteString>) {
+        let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded(&**after));
+        let mut found = Vec::new();
+        let mut last = None;
+        let mut looked = 0;
+        for (topic, kept) in self.topics.range::<str, _>((from, Bound::Unbounded)).take(scan) {
+            looked += 1;
+            if kept.message.expires_ms.is_some_and(|at| at <= wall_ms) {
+                found.push(topic.clone());
+            }
+            last = Some(topic);
+        }
+        (found, if looked == scan { last.cloned() } else { None })
+    }
+}

@@ -1,0 +1,151 @@
+//! SUBSCRIBE and UNSUBSCRIBE (3.8 to 3.11). Each filter is answered by itself; the answer waits where subscriptions are stored.
+
+use bytestring::ByteString;
+
+use super::{
+    Change, ConnectionId, Decision, Now, SessionId, State,
+    action::SavedSubscription,
+    publish::send,
+    retained::Replay,
+    routes::{Filter, Subscriber},
+};
+use crate::mqtt::{
+    Version,
+    packet::{Packet, Qos, Reason, SubAck, Subscribe, SubscribeFilter, Unsubscribe},
+};
+
+/// Filters of one packet; more are refused, so that no packet makes unbounded work.
+const FILTERS: usize = 64;
+
+impl State {
+    pub(super) fn subscribe(
+        &mut self,
+        connection: ConnectionId,
+        subscribe: Subscribe,
+        now: Now,
+        out: &mut Decision,
+    ) {
+        let Some(link) = self.connections.get(&connection) else { return };
+        let (id, version) = (link.session, link.version);
+        let no_local_shared =
+            |one: &SubscribeFilter| one.options.no_local && one.filter.starts_with("$share/");
+        if subscribe.filters.is_empty() || subscribe.filters.iter().any(no_local_shared) {
+            // MQTT-3.8.3-2, 3.8.3-4
+            return self.fault(connection, Reason::PROTOCOL_ERROR, now, out);
+        }
+        let mut reasons = Vec::with_capacity(subscribe.filters.len());
+        for (at, one) in subscribe.filters.into_iter().enumerate() {
+            let outcome = if at < FILTERS {
+                self.subscribe_one(id, one, subscribe.subscription_id, out)
+            } else {
+                Err(Reason::QUOTA_EXCEEDED)
+            };
+            reasons.push(match outcome {
+                Ok(qos) => Reason(qos as u8),
+                Err(_) if version != Version::V5 => Reason::UNSPECIFIED, // 3.1.1: 0x80 is all there is
+                Err(reason) => reason,
+            });
+        }
+        send(out, connection, Packet::SubAck(answer(subscribe.packet_id, reasons)));
+        self.replay(id, now, out);
+    }
+
+    fn subscribe_one(
+        &mut self,
+        id: SessionId,
+        one: SubscribeFilter,
+        subscription_id: Option<u32>,
+        out: &mut Decision,
+    ) -> Result<Qos, Reason> {
+        let settings = &self.settings;
+        let Some(session) = self.sessions.get_mut(&id) else { return Err(Reason::UNSPECIFIED) };
+        let filter = one.filter;
+        let parsed = Filter::parse(&filter).ok_or(Reason::TOPIC_FILTER_INVALID)?;
+        let new = !session.subscriptions.contains(&filter);
+        if (new && session.subscriptions.len() >= settings.subscriptions)
+            || filter.len() > settings.filter_bytes
+            || parsed.levels() > settings.topic_levels
+        {
+            return Err(Reason::QUOTA_EXCEEDED);
+        }
+        let options = one.options;
+        session.subscriptions.insert(filter.clone());
+        self.subscriptions += usize::from(new);
+        self.routes.insert(
+            &filter,
+            parsed,
+            Subscriber { session: id, options, id: subscription_id },
+        );
+        if session.stored {
+            out.wait = true;
+            out.changes.push(Change::Subscribed(SavedSubscription {
+                session: id,
+                filter: filter.clone(),
+                options,
+                subscription_id,
+            }));
+        }
+        let wanted = options.retain_handling == 0 || (options.retain_handling == 1 && new);
+        if wanted && parsed.share.is_none() && self.retained.len() > 0 {
+            // A newer subscription of the same filter starts again.
+            session.replays.retain(|replay| replay.pattern != filter);
+            session.replays.push_back(Replay {
+                pattern: filter,
+                options,
+                id: subscription_id,
+                after: None,
+                version: self.retained.version(),
+            });
+        }
+        Ok(options.qos)
+    }
+
+    pub(super) fn unsubscribe(
+        &mut self,
+        connection: ConnectionId,
+        unsubscribe: Unsubscribe,
+        now: Now,
+        out: &mut Decision,
+    ) {
+        let Some(link) = self.connections.get(&connection) else { return };
+        let (id, version) = (link.session, link.version);
+        if unsubscribe.filters.is_empty() {
+            return self.fault(connection, Reason::PROTOCOL_ERROR, now, out); // MQTT-3.10.3-2
+        }
+        let reasons = unsubscribe
+            .filters
+            .iter()
+            .map(|filter| self.unsubscribe_one(id, filter, out))
+            .collect();
+        let reasons = if version == Version::V5 { reasons } else { Vec::new() };
+        send(out, connection, Packet::UnsubAck(answer(unsubscribe.packet_id, reasons)));
+        self.go_on(connection, now, out);
+    }
+
+    /// What is on its way for the subscription still comes (MQTT-3.10.4-3).
+    fn unsubscribe_one(
+        &mut self,
+        id: SessionId,
+        filter: &ByteString,
+        out: &mut Decision,
+    ) -> Reason {
+        let parsed = Filter::parse(filter);
+        let Some(session) = self.sessions.get_mut(&id) else { return Reason::UNSPECIFIED };
+        let Some(parsed) = parsed else { return Reason::TOPIC_FILTER_INVALID };
+        if !session.subscriptions.remove(filter) {
+            return Reason::NO_SUBSCRIPTION_EXISTED;
+        }
+        self.subscriptions -= 1;
+        session.replays.retain(|replay| replay.pattern != *filter);
+        if session.stored {
+            out.wait = true;
+            out.changes.push(Change::Unsubscribed { session: id, filter: filter.clone() });
+        }
+        self.routes.remove(filter, parsed, id);
+        Reason::SUCCESS
+    }
+}
+
+fn answer(packet_id: crate::mqtt::PacketId, reasons: Vec<Reason>) -> SubAck {
+    SubAck { packet_id, reasons, reason_string: None, user_properties: Vec::new() }
+}
