@@ -1,0 +1,139 @@
+//! Numbers that each part publishes; anyone may read them, only the owner of a number writes it.
+//!
+//! Holds: counters and gauges, no history. Change here: a new number. Not here: how they are shown (`admin`).
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+/// A number that only grows, or a gauge.
+#[derive(Debug, Default)]
+pub struct Number(AtomicU64);
+
+impl Number {
+    /// Adds.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+    /// Sets (gauges).
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Relaxed);
+    }
+    /// Reads.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Upper bounds of the commit latency histogram, microseconds.
+pub const COMMIT_BOUNDS_US: [u64; 10] =
+    [250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 1_000_000];
+
+/// All of the process's numbers.
+#[derive(Debug, Default)]
+pub struct Status {
+    /// PUBLISH packets received, any QoS.
+    pub messages_in: Number,
+    /// PUBLISH packets of QoS 1 and 2 acknowledged.
+    pub messages_acked: Number,
+    /// Messages put on outboxes.
+    pub messages_out: Number,
+    /// Connected MQTT clients.
+    pub connections: Number,
+    /// Durable commits.
+    pub commits: Number,
+    /// Sum of commit times.
+    pub commit_us: Number,
+    /// Commits up to each bound of [`COMMIT_BOUNDS_US`], not cumulative; the last one is above all bounds.
+    pub commit_histogram: [Number; COMMIT_BOUNDS_US.len() + 1],
+    /// Bytes of the database file.
+    pub db_bytes: Number,
+    /// Times the store was reopened after a failure.
+    pub store_reopened: Number,
+    /// The store takes changes.
+    pub store_ready: AtomicBool,
+    /// Damaged files put aside at start.
+    pub salvaged_files: Number,
+    /// Listener is open and the broker runs.
+    pub serving: AtomicBool,
+    drops: Mutex<BTreeMap<&'static str, u64>>,
+    lanes: Mutex<Vec<Arc<LaneStatus>>>,
+}
+
+impl Status {
+    /// One commit took `time`.
+    pub fn committed(&self, time: Duration) {
+        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.commits.add(1);
+        self.commit_us.add(us);
+        let at = COMMIT_BOUNDS_US.iter().position(|bound| us <= *bound);
+        if let Some(slot) = self.commit_histogram.get(at.unwrap_or(COMMIT_BOUNDS_US.len())) {
+            slot.add(1);
+        }
+    }
+
+    /// Messages were dropped; `why` is a metric label.
+    pub fn dropped(&self, why: &'static str, n: u64) {
+        if n > 0 {
+            let mut drops = self.drops.lock().unwrap_or_else(PoisonError::into_inner);
+            *drops.entry(why).or_default() += n;
+        }
+    }
+
+    /// All drops by reason.
+    pub fn drops(&self) -> BTreeMap<&'static str, u64> {
+        self.drops.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The lanes, once the store is open.
+    pub fn lanes(&self) -> Vec<Arc<LaneStatus>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The status of a lane; made when it is new, kept when the store is opened again.
+    pub fn lane(&self, name: &str) -> Arc<LaneStatus> {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lane) = lanes.iter().find(|lane| lane.name == name) {
+            return lane.clone();
+        }
+        let lane = Arc::new(LaneStatus { name: name.to_owned(), ..LaneStatus::default() });
+        lanes.push(lane.clone());
+        lane
+    }
+}
+
+/// One lane's numbers.
+#[derive(Debug, Default)]
+pub struct LaneStatus {
+    /// Name.
+    pub name: String,
+    /// Batches that wait to be confirmed upstream.
+    pub batches: Number,
+    /// Messages in them.
+    pub messages: Number,
+    /// Bytes they count for.
+    pub bytes: Number,
+    /// When the oldest was made, wall ms; 0 = none.
+    pub oldest_ms: AtomicI64,
+    /// The acked mark: batch id.
+    pub acked_id: Number,
+    /// Messages confirmed upstream since the process started.
+    pub synced: Number,
+    /// Payload bytes sent upstream, resends included.
+    pub sent_bytes: Number,
+    /// Messages given up (budget, damage, refused upstream).
+    pub given_up: Number,
+    /// The budget is used up and the policy is to refuse.
+    pub full: AtomicBool,
+    /// The connection upstream is up.
+    pub connected: AtomicBool,
+    /// Connections made upstream.
+    pub connects: Number,
+    /// Batches that the cloud asked for again or that timed out.
+    pub rewinds: Number,
+}

@@ -1,0 +1,136 @@
+//! What a full lane does: refuse, or give up what is oldest; every give-up leaves a gap that is sent upstream.
+//!
+//! In: a lane over its budget, or a disk that is full. Out: rows freed, gaps in their place, counters.
+//! Change here: a policy. Not here: telling the publisher (`broker` reads [`crate::status::LaneStatus::full`]).
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::{
+    Error,
+    group::Group,
+    outbound::{LaneState, ROW_BYTES, unsigned},
+};
+use crate::lane::Policy;
+
+/// Why rows were given up, as the cloud reads it.
+const REASON: &str = "over budget";
+
+/// From here on only what was promised an acknowledgement is kept (`drop_qos0_first`).
+pub(super) fn only_acked(lane: &LaneState) -> bool {
+    lane.info.settings.as_ref().is_some_and(|settings| {
+        settings.policy == Policy::DropQos0First && lane.bytes >= settings.budget_bytes / 10 * 9
+    })
+}
+
+/// Brings lane number `at` of the list back into its budget, as its policy says.
+pub(super) fn enforce(group: &mut Group<'_>, at: usize) -> Result<(), Error> {
+    let Some(lane) = group.state.lanes.get_mut(at) else { return Ok(()) };
+    let Some(settings) = &lane.info.settings else { return Ok(()) };
+    let (budget, policy) = (settings.budget_bytes, settings.policy);
+    if policy == Policy::Refuse {
+        let was = lane.info.status.full.load(Relaxed);
+        let full = lane.bytes >= if was { budget / 10 * 9 } else { budget };
+        lane.info.status.full.store(full, Relaxed);
+        return Ok(());
+    }
+    if lane.bytes > budget {
+        let dropped = give_up_oldest(group.db, lane, lane.bytes - budget)?;
+        group.dropped.push(("lane_budget", dropped));
+    }
+    Ok(())
+}
+
+/// The disk is full: every lane that may drop gives up a tenth. Answers the messages dropped.
+pub(super) fn make_room(db: &Connection, lanes: &mut [LaneState]) -> Result<u64, Error> {
+    let mut dropped = 0;
+    for lane in lanes {
+        let refuses =
+            lane.info.settings.as_ref().is_some_and(|settings| settings.policy == Policy::Refuse);
+        if refuses {
+            lane.info.status.full.store(true, Relaxed);
+        } else if lane.bytes > 0 {
+            let free = lane.bytes / 10 + ROW_BYTES;
+            dropped += give_up_oldest(db, lane, free)?;
+        }
+    }
+    Ok(dropped)
+}
+
+struct Oldest {
+    id: u64,
+    epoch: i64,
+    s: u64,
+    n: u64,
+    bytes: u64,
+}
+
+/// Turns the oldest unconfirmed batches into gaps until `free` bytes are free. Neighbours become one gap.
+fn give_up_oldest(db: &Connection, lane: &mut LaneState, free: u64) -> Result<u64, Error> {
+    let mut freed = 0;
+    let mut dropped = 0;
+    while freed < free {
+        let after = lane.acked_id.max(lane.given_up_to);
+        let oldest = db
+            .prepare_cached(
+                "SELECT id, epoch, s, n, bytes FROM batch
+                 WHERE id > ?1 AND id < ?2 AND reason IS NULL ORDER BY id LIMIT 1",
+            )?
+            .query_row([after as i64, lane.end() as i64], |row| {
+                Ok(Oldest {
+                    id: unsigned(row, 0)?,
+                    epoch: row.get(1)?,
+                    s: unsigned(row, 2)?,
+                    n: unsigned(row, 3)?,
+                    bytes: unsigned(row, 4)?,
+                })
+            })
+            .optional()?;
+        let Some(row) = oldest else { break };
+        let gone = give_up(db, lane, &row)?;
+        lane.messages = lane.messages.saturating_sub(row.n);
+        lane.bytes = lane.bytes.saturating_sub(gone);
+        lane.given_up_to = row.id;
+        lane.info.status.given_up.add(row.n);
+        freed += gone;
+        dropped += row.n;
+    }
+    lane.save(db)?;
+    Ok(dropped)
+}
+
+/// Answers the bytes freed.
+fn give_up(db: &Connection, lane: &mut LaneState, row: &Oldest) -> Result<u64, Error> {
+    let needed = db
+        .prepare_cached("SELECT 1 FROM refs WHERE batch = ?1")?
+        .exists([row.id as i64])?;
+    if needed {
+        db.prepare_cached("UPDATE batch SET reason = ?2, bytes = ?3 WHERE id = ?1")?
+            .execute((row.id as i64, REASON, ROW_BYTES as i64))?;
+        return Ok(row.bytes.saturating_sub(ROW_BYTES));
+    }
+    // The gap before this row, if it ends where the row begins, takes it in.
+    let joined = db
+        .prepare_cached(
+            "UPDATE batch SET n = n + ?5 WHERE id = (
+               SELECT id FROM batch WHERE id > ?1 AND id < ?2 ORDER BY id DESC LIMIT 1)
+             AND epoch = ?3 AND s + n = ?4 AND reason = ?6",
+        )?
+        .execute((
+            lane.acked_id as i64,
+            row.id as i64,
+            row.epoch,
+            row.s as i64,
+            row.n as i64,
+            REASON,
+        ))?;
+    if joined == 1 {
+        db.prepare_cached("DELETE FROM batch WHERE id = ?1")?.execute([row.id as i64])?;
+        lane.batches = lane.batches.saturating_sub(1);
+        return Ok(row.bytes);
+    }
+    db.prepare_cached("UPDATE batch SET reason = ?2, bytes = ?3, body = NULL WHERE id = ?1")?
+        .execute((row.id as i64, REASON, ROW_BYTES as i64))?;
+    Ok(row.bytes.saturating_sub(ROW_BYTES))
+}

@@ -1,0 +1,371 @@
+//! One group commit: the changes of many decisions in one transaction.
+//!
+//! Holds: the batches being built, one a lane; the references that moved; the retained topics that changed.
+//! In: [`Change`]s in order. Out: rows. Change here: what a change does to the tables.
+//! Not here: when a group is made and committed (`writer`).
+
+use std::{collections::HashMap, sync::Arc};
+
+use bytes::Bytes;
+use bytestring::ByteString;
+use rusqlite::{Connection, OptionalExtension};
+use tributary_shared::{
+    message::Message,
+    mqtt::Qos,
+    record::{
+        Batch, BatchBuilder, BatchError, Compression, Header, Record, batch::Producer, mqtt,
+    },
+    session::action::{Change, Queued},
+};
+
+use super::{
+    Error, LOCAL, Settings, budget, entries, lane_start,
+    outbound::{LaneState, ROW_BYTES},
+    sessions,
+};
+use crate::status::Status;
+
+/// A batch of fewer messages is stored as it is: compressing it gains little.
+const COMPRESS_FROM: usize = 10;
+
+/// What the writer knows beside the file; copied before each commit.
+#[derive(Debug, Clone)]
+pub(super) struct State {
+    pub(super) edge_id: ByteString,
+    pub(super) settings: Arc<Settings>,
+    pub(super) status: Arc<Status>,
+    pub(super) lanes: Vec<LaneState>,
+    /// Next batch counter.
+    pub(super) counter: u64,
+}
+
+impl State {
+    fn next_id(&mut self, lane: u16) -> u64 {
+        let id = lane_start(lane) | self.counter;
+        self.counter += 1;
+        id
+    }
+
+    /// The lane of that number.
+    pub(super) fn lane(&mut self, number: u16) -> Option<&mut LaneState> {
+        self.lanes.iter_mut().find(|lane| lane.info.number == number)
+    }
+
+    fn lane_of(&mut self, topic: &str) -> Option<&mut LaneState> {
+        self.lanes
+            .iter_mut()
+            .find(|lane| lane.info.settings.as_ref().is_some_and(|s| s.takes(topic)))
+    }
+}
+
+/// A batch that is being filled.
+#[derive(Debug)]
+struct Building {
+    id: u64,
+    lane: u16,
+    epoch: i64,
+    s: u64,
+    made_ms: i64,
+    builder: BatchBuilder,
+}
+
+/// One transaction.
+pub(super) struct Group<'a> {
+    pub(super) db: &'a Connection,
+    pub(super) state: &'a mut State,
+    building: Vec<Building>,
+    /// Local batches written in this transaction.
+    fresh_local: Vec<u64>,
+    /// Batch -> change of its number of references.
+    refs: HashMap<u64, i64>,
+    retained: HashMap<ByteString, Option<Arc<Message>>>,
+    /// Lane -> QoS 0 messages that were not kept.
+    unkept: HashMap<u16, u64>,
+    /// Messages dropped, to be counted once this is durable.
+    pub(super) dropped: Vec<(&'static str, u64)>,
+}
+
+impl<'a> Group<'a> {
+    pub(super) fn new(db: &'a Connection, state: &'a mut State) -> Self {
+        Self {
+            db,
+            state,
+            building: Vec::new(),
+            fresh_local: Vec::new(),
+            refs: HashMap::new(),
+            retained: HashMap::new(),
+            unkept: HashMap::new(),
+            dropped: Vec::new(),
+        }
+    }
+
+    /// Does one change.
+    pub(super) fn change(&mut self, change: &Change) -> Result<(), Error> {
+        match change {
+            Change::Message { message, queued, stored } => {
+                let at = match stored {
+                    Some(at) => Some((at.0, at.1)),
+                    None => self.keep(message, !queued.is_empty())?,
+                };
+                if let Some((batch, place)) = at {
+                    for entry in queued {
+                        entries::insert(self.db, entry, batch, place)?;
+                        self.refer(batch, 1);
+                    }
+                }
+                Ok(())
+            }
+            Change::Retained { topic, message } => {
+                self.retained.insert(topic.clone(), message.clone());
+                Ok(())
+            }
+            Change::SessionSaved(session) => sessions::save(self.db, session),
+            Change::SessionRemoved(session) => {
+                for (batch, count) in sessions::remove(self.db, *session)? {
+                    self.refer(batch, -count);
+                }
+                Ok(())
+            }
+            Change::Subscribed(subscription) => sessions::subscribe(self.db, subscription),
+            Change::Unsubscribed { session, filter } => {
+                sessions::unsubscribe(self.db, *session, filter)
+            }
+            Change::Inflight(entry) => entries::update(self.db, entry),
+            Change::Dequeued { session, seq } => {
+                if let Some(batch) = entries::remove(self.db, *session, *seq)? {
+                    self.refer(batch, -1);
+                }
+                Ok(())
+            }
+            Change::Received { session, packet_id } => {
+                sessions::received(self.db, *session, *packet_id)
+            }
+            Change::Released { session, packet_id } => {
+                sessions::released(self.db, *session, *packet_id)
+            }
+        }
+    }
+
+    /// Writes what is still being built. After it only COMMIT is missing.
+    pub(super) fn finish(&mut self) -> Result<(), Error> {
+        for building in std::mem::take(&mut self.building) {
+            self.write(building)?;
+        }
+        for (lane, n) in std::mem::take(&mut self.unkept) {
+            self.append_gap(lane, n, "qos0 over budget")?;
+            self.dropped.push(("lane_qos0", n));
+        }
+        for (topic, message) in std::mem::take(&mut self.retained) {
+            match message {
+                Some(message) => sessions::retain(self.db, &topic, &alone(&message)?)?,
+                None => sessions::forget(self.db, &topic)?,
+            }
+        }
+        for (batch, change) in std::mem::take(&mut self.refs) {
+            self.count_references(batch, change)?;
+        }
+        for at in 0..self.state.lanes.len() {
+            budget::enforce(self, at)?;
+            if let Some(lane) = self.state.lanes.get_mut(at) {
+                lane.save_sometimes(self.db)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn refer(&mut self, batch: u64, change: i64) {
+        *self.refs.entry(batch).or_default() += change;
+    }
+
+    /// Puts a message into its lane's batch, or into the local one when only queues need it.
+    fn keep(&mut self, message: &Arc<Message>, queued: bool) -> Result<Option<(u64, u64)>, Error> {
+        let lane = match self.state.lane_of(&message.topic) {
+            Some(lane) if message.qos == Qos::AtMostOnce && budget::only_acked(lane) => {
+                *self.unkept.entry(lane.info.number).or_default() += 1;
+                None
+            }
+            Some(lane) => Some(lane.info.number),
+            None => None,
+        };
+        match lane {
+            Some(lane) => self.append(lane, message).map(Some),
+            None if queued => self.append(LOCAL, message).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn append(&mut self, lane: u16, message: &Message) -> Result<(u64, u64), Error> {
+        let at = self.building.iter().position(|b| b.lane == lane);
+        let full = at.and_then(|at| self.building.get(at)).is_some_and(|b| {
+            b.builder.count() >= self.state.settings.batch_messages
+                || b.builder.size() >= self.state.settings.batch_bytes
+        });
+        let at = match at {
+            Some(at) if full => {
+                let done = self.building.swap_remove(at);
+                self.write(done)?;
+                None
+            }
+            at => at,
+        };
+        let at = match at {
+            Some(at) => at,
+            None => {
+                let building = self.start(lane, message.received_ms)?;
+                self.building.push(building);
+                self.building.len() - 1
+            }
+        };
+        let mut record = mqtt::to_record(message);
+        if lane != LOCAL
+            && let Some(lane) = self.state.lane(lane)
+        {
+            let (name, seq) = (lane.info.name.clone(), lane.next_seq);
+            lane.next_seq += 1;
+            label(&mut record, &self.state.edge_id, &name, seq);
+        }
+        let Some(building) = self.building.get_mut(at) else {
+            return Err(Error::Closed);
+        };
+        let place = building.builder.count() as u64;
+        building.builder.push(&record);
+        Ok((building.id, place))
+    }
+
+    fn start(&mut self, lane: u16, made_ms: i64) -> Result<Building, Error> {
+        let id = self.state.next_id(lane);
+        let (epoch, s) = match self.state.lane(lane) {
+            Some(lane) => (epoch_of(lane)?, lane.next_seq),
+            None => (0, 0),
+        };
+        Ok(Building { id, lane, epoch, s, made_ms, builder: BatchBuilder::new() })
+    }
+
+    fn write(&mut self, building: Building) -> Result<(), Error> {
+        let Building { id, lane, epoch, s, made_ms, builder } = building;
+        if lane == LOCAL {
+            if self.refs.get(&id).is_none_or(|refs| *refs <= 0) {
+                self.refs.remove(&id);
+                return Ok(());
+            }
+            self.fresh_local.push(id);
+        }
+        let n = builder.count() as u64;
+        let body = seal(builder, (lane != LOCAL).then_some((epoch, s)))?;
+        let bytes = body.len() as u64 + ROW_BYTES;
+        self.db
+            .prepare_cached(
+                "INSERT INTO batch(id, epoch, s, n, bytes, made_ms, body) VALUES(?1,?2,?3,?4,?5,?6,?7)",
+            )?
+            .execute((id as i64, epoch, s as i64, n as i64, bytes as i64, made_ms, &body[..]))?;
+        if let Some(lane) = self.state.lane(lane) {
+            lane.appended(id, n, bytes);
+        }
+        Ok(())
+    }
+
+    /// Declares `n` sequences of a lane as given up, after all that was appended.
+    fn append_gap(&mut self, lane: u16, n: u64, reason: &str) -> Result<(), Error> {
+        let id = self.state.next_id(lane);
+        let Some(lane) = self.state.lane(lane) else { return Ok(()) };
+        let (epoch, s) = (epoch_of(lane)?, lane.next_seq);
+        lane.next_seq += n;
+        lane.appended(id, 0, ROW_BYTES);
+        lane.info.status.given_up.add(n);
+        self.db
+            .prepare_cached(
+                "INSERT INTO batch(id, epoch, s, n, bytes, made_ms, reason) VALUES(?1,?2,?3,?4,?5,?6,?7)",
+            )?
+            .execute((id as i64, epoch, s as i64, n as i64, ROW_BYTES as i64, 0_i64, reason))?;
+        Ok(())
+    }
+
+    fn count_references(&mut self, batch: u64, change: i64) -> Result<(), Error> {
+        if change > 0 {
+            self.db
+                .prepare_cached(
+                    "INSERT INTO refs VALUES(?1, ?2) ON CONFLICT(batch) DO UPDATE SET n = n + excluded.n",
+                )?
+                .execute([batch as i64, change])?;
+            return Ok(());
+        }
+        let left: Option<i64> = self
+            .db
+            .prepare_cached("UPDATE refs SET n = n + ?2 WHERE batch = ?1 RETURNING n")?
+            .query_row([batch as i64, change], |row| row.get(0))
+            .optional()?;
+        match left {
+            Some(left) if left > 0 => Ok(()),
+            Some(_) => {
+                self.db
+                    .prepare_cached("DELETE FROM refs WHERE batch = ?1")?
+                    .execute([batch as i64])?;
+                self.unneeded(batch)
+            }
+            None if self.fresh_local.contains(&batch) => self.unneeded(batch),
+            None => Ok(()),
+        }
+    }
+
+    /// No queue needs the batch any more: it goes, or its body, unless it waits to be sent.
+    fn unneeded(&mut self, batch: u64) -> Result<(), Error> {
+        let lane = (batch >> 48) as u16;
+        let waits = self.state.lane(lane).is_some_and(|lane| batch > lane.acked_id);
+        let sql = if waits {
+            "UPDATE batch SET body = NULL WHERE id = ?1 AND reason IS NOT NULL AND body IS NOT NULL"
+        } else {
+            "DELETE FROM batch WHERE id = ?1"
+        };
+        self.db.prepare_cached(sql)?.execute([batch as i64])?;
+        Ok(())
+    }
+}
+
+/// The lane's epoch of this process; random, made when first needed.
+fn epoch_of(lane: &mut LaneState) -> Result<i64, Error> {
+    if let Some(epoch) = lane.epoch {
+        return Ok(epoch);
+    }
+    let mut random = [0_u8; 8];
+    getrandom::fill(&mut random).map_err(|_| Error::Entropy)?;
+    let epoch = (u64::from_le_bytes(random) >> 1) as i64;
+    lane.epoch = Some(epoch);
+    lane.next_seq = 0;
+    Ok(epoch)
+}
+
+/// Says where a record comes from.
+fn label(record: &mut Record, edge_id: &ByteString, lane: &ByteString, seq: u64) {
+    let header = |name: &'static str, value: Bytes| Header {
+        name: ByteString::from_static(name),
+        value: Some(value),
+    };
+    record.headers.push(header("edge.id", edge_id.as_bytes().clone()));
+    record.headers.push(header("edge.lane", lane.as_bytes().clone()));
+    record.headers.push(header("edge.seq", Bytes::from(seq.to_string())));
+}
+
+/// The batch, compressed if that is worth it; with epoch and sequence if it goes upstream.
+pub(super) fn seal(builder: BatchBuilder, at: Option<(i64, u64)>) -> Result<Bytes, BatchError> {
+    let compression =
+        if builder.count() >= COMPRESS_FROM { Compression::Zstd } else { Compression::None };
+    let producer = at.map(|(epoch, s)| Producer {
+        id: epoch,
+        epoch: 0,
+        base_sequence: (s & 0x7FFF_FFFF) as i32,
+    });
+    Ok(builder.finish(compression, producer)?.bytes().clone())
+}
+
+/// A message as a batch of its own.
+pub(super) fn alone(message: &Message) -> Result<Bytes, BatchError> {
+    let mut builder = BatchBuilder::new();
+    builder.push(&mqtt::to_record(message));
+    seal(builder, None)
+}
+
+/// The message of a batch that [`alone`] made.
+pub(super) fn read_alone(body: Vec<u8>) -> Result<Message, BatchError> {
+    let records = Batch::parse(Bytes::from(body))?.records(super::reader::UNPACKED_MAX)?;
+    records.first().map(|record| mqtt::to_message(record, "")).ok_or(BatchError::Empty)
+}

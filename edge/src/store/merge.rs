@@ -1,0 +1,150 @@
+//! Many small batches into one, before they were ever sent; and batches that are given up one by one.
+//!
+//! In: an id after which nothing was sent. Out: one new immutable batch in place of a run of rows, same sequences.
+//! Change here: what is worth merging. Not here: when (`uplink`).
+
+use bytes::Bytes;
+use rusqlite::{Connection, OptionalExtension};
+use tributary_shared::record::{Batch, BatchBuilder};
+
+use super::{
+    Error,
+    group::{State, seal},
+    outbound::{self, OutboundRow, ROW_BYTES, unsigned},
+    reader::UNPACKED_MAX,
+};
+
+/// Rows looked at in one go.
+const ROWS: usize = 256;
+
+/// Stored bytes looked at in one go.
+const BYTES: usize = 128 * 1024;
+
+/// Fewer rows than this are not worth a write.
+const RUN_MIN: usize = 4;
+
+/// Merges the first run of small rows of a lane after `after`. Answers how many became one.
+pub(super) fn merge(
+    db: &Connection,
+    state: &mut State,
+    lane: u16,
+    after: u64,
+) -> Result<usize, Error> {
+    let (most, size) = (state.settings.batch_messages, state.settings.batch_bytes);
+    let Some(lane) = state.lane(lane) else { return Ok(0) };
+    let rows = outbound::read(db, lane.info.number, after.max(lane.acked_id), ROWS, BYTES)?;
+    let Some((run, builder)) = longest_run(db, rows, most, size)? else { return Ok(0) };
+    let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(0) };
+    let made_ms: i64 =
+        db.query_row("SELECT made_ms FROM batch WHERE id = ?1", [first.id as i64], |row| row.get(0))?;
+    let n = builder.count() as u64;
+    let body = seal(builder, Some((first.epoch, first.s)))?;
+    let gone = outbound::totals(db, first.id - 1, last.id)?;
+    db.prepare_cached("DELETE FROM batch WHERE id >= ?1 AND id <= ?2")?
+        .execute([first.id as i64, last.id as i64])?;
+    let bytes = body.len() as u64 + ROW_BYTES;
+    db.prepare_cached(
+        "INSERT INTO batch(id, epoch, s, n, bytes, made_ms, body) VALUES(?1,?2,?3,?4,?5,?6,?7)",
+    )?
+    .execute((
+        last.id as i64,
+        first.epoch,
+        first.s as i64,
+        n as i64,
+        bytes as i64,
+        made_ms,
+        &body[..],
+    ))?;
+    lane.batches = (lane.batches + 1).saturating_sub(gone.batches);
+    lane.bytes = (lane.bytes + bytes).saturating_sub(gone.bytes);
+    lane.save(db)?;
+    Ok(run.len())
+}
+
+/// The first run worth merging: same epoch, no hole, no gap, needed by no queue, within one batch's limits.
+fn longest_run(
+    db: &Connection,
+    rows: Vec<OutboundRow>,
+    most: usize,
+    size: usize,
+) -> Result<Option<(Vec<OutboundRow>, BatchBuilder)>, Error> {
+    let mut run: Vec<OutboundRow> = Vec::new();
+    let mut builder = BatchBuilder::new();
+    for row in rows {
+        let follows = run.last().is_none_or(|last| last.epoch == row.epoch && last.end() == row.s);
+        let fits = builder.count() + row.n as usize <= most && builder.size() < size;
+        let records = match &row.body {
+            Some(body) if row.reason.is_none() && !is_needed(db, row.id)? => records(body),
+            _ => None,
+        };
+        let Some(records) = records.filter(|_| follows && fits) else {
+            if run.len() >= RUN_MIN {
+                break;
+            }
+            // Not with what came before; perhaps with what follows.
+            run.clear();
+            builder = BatchBuilder::new();
+            continue;
+        };
+        records.iter().for_each(|record| builder.push(record));
+        run.push(row);
+    }
+    Ok((run.len() >= RUN_MIN).then_some((run, builder)))
+}
+
+fn records(body: &Bytes) -> Option<Vec<tributary_shared::record::Record>> {
+    Batch::parse(body.clone()).and_then(|batch| batch.records(UNPACKED_MAX)).ok()
+}
+
+fn is_needed(db: &Connection, id: u64) -> Result<bool, Error> {
+    Ok(db.prepare_cached("SELECT 1 FROM refs WHERE batch = ?1")?.exists([id as i64])?)
+}
+
+/// Leaves a gap where the batch was; its body goes to the quarantine, whose oldest bodies make room.
+pub(super) fn give_up(
+    db: &Connection,
+    state: &mut State,
+    id: u64,
+    reason: &str,
+) -> Result<u64, Error> {
+    let cap = state.settings.quarantine_bytes as i64;
+    let number = (id >> 48) as u16;
+    let Some(lane) = state.lane(number) else { return Ok(0) };
+    let found = db
+        .query_row(
+            "SELECT n, bytes FROM batch WHERE id = ?1 AND reason IS NULL",
+            [id as i64],
+            |row| Ok((unsigned(row, 0)?, unsigned(row, 1)?)),
+        )
+        .optional()?;
+    let Some((n, bytes)) = found else { return Ok(0) };
+    db.execute(
+        "INSERT INTO quarantine(lane, epoch, s, n, reason, made_ms, body)
+         SELECT ?2, epoch, s, n, ?3, made_ms, body FROM batch WHERE id = ?1 AND body IS NOT NULL",
+        (id as i64, number, reason),
+    )?;
+    loop {
+        let held: i64 = db.query_row(
+            "SELECT coalesce(sum(length(body)), 0) FROM quarantine",
+            [],
+            |row| row.get(0),
+        )?;
+        if held <= cap
+            || db.execute("DELETE FROM quarantine WHERE id = (SELECT min(id) FROM quarantine)", [])? == 0
+        {
+            break;
+        }
+    }
+    db.execute(
+        "UPDATE batch SET reason = ?2, bytes = ?3,
+         body = CASE WHEN EXISTS (SELECT 1 FROM refs WHERE refs.batch = ?1) THEN body END
+         WHERE id = ?1",
+        (id as i64, reason, ROW_BYTES as i64),
+    )?;
+    lane.messages = lane.messages.saturating_sub(n);
+    lane.bytes = (lane.bytes + ROW_BYTES).saturating_sub(bytes);
+    lane.info.status.given_up.add(n);
+    lane.save(db)?;
+    Ok(n)
+}
+

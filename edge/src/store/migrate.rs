@@ -1,0 +1,30 @@
+//! Steps from each schema version to the next. In: an open connection. Out: the schema of this program.
+//!
+//! Change here: append a step; a released step is never edited. Not here: what to do when the file is broken (`open`).
+
+use rusqlite::Connection;
+
+use super::Error;
+
+/// `TRIB`: tells our file from any other SQLite database.
+const APPLICATION_ID: i32 = 0x5452_4942;
+
+/// Step `i` leads from version `i` to version `i + 1`.
+const STEPS: &[&str] = &[include_str!("schema.sql")];
+
+/// Brings the file to the newest version, one transaction a step.
+pub(super) fn migrate(db: &Connection) -> Result<(), Error> {
+    let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let version = usize::try_from(version).unwrap_or(usize::MAX);
+    if version > STEPS.len() {
+        return Err(Error::Newer { found: version, known: STEPS.len() });
+    }
+    for (step, sql) in STEPS.iter().enumerate().skip(version) {
+        db.execute_batch(&format!(
+            "BEGIN IMMEDIATE; {sql}; PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={}; COMMIT",
+            step + 1
+        ))?;
+    }
+    let application: i32 = db.query_row("PRAGMA application_id", [], |row| row.get(0))?;
+    if application == APPLICATION_ID { Ok(()) } else { Err(Error::Foreign) }
+}

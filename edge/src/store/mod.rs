@@ -1,0 +1,266 @@
+//! The gateway's memory: one SQLite file, one writing thread, one reading thread.
+//!
+//! ```text
+//! batch   id = lane << 48 | counter     one row per lane and group commit: an immutable record batch v2, compressed
+//!         | epoch | s | n | ...         from 10 messages on; `reason` set: the sequences s..s+n were given up (a gap)
+//! lane    acked_id -------------------> batches up to here are confirmed upstream; they go unless `refs` has them
+//! queue   (session, seq) -> (batch, place)   a queue entry refers to a message, it is not a copy
+//! refs    batch -> queue rows that need it   lane 0 holds batches that only queues need
+//! session subscription received retained     what MQTT must remember
+//! quarantine                                 batches that the cloud refused for good
+//! ```
+//! Guarantees: when [`Journal::apply`]'s ticket shows as committed in [`Progress`], its changes survive a power cut
+//! (WAL, synchronous=FULL). All of one group is there or none: queues, QoS 2 ids, retained and outbound batches lie in
+//! one file because two WAL files cannot be committed as one (docs/decisions). Batches are never changed once they may
+//! have been sent; small ones are merged before. Every process start has its own random epoch per lane.
+//!
+//! In: [`Change`]s of the session core. Out: rows for `uplink`, queue entries for `broker`.
+//! Change here: the handle. Not here: SQL (the files below), what is dropped when full (`budget`).
+
+mod budget;
+mod entries;
+mod error;
+mod group;
+mod merge;
+mod migrate;
+mod open;
+mod outbound;
+mod reader;
+mod salvage;
+mod sessions;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tributary_shared::session::{
+    SessionId,
+    action::{Change, SavedSession, SavedSubscription},
+    event::LoadedEntry,
+};
+
+pub use error::Error;
+pub use open::{Opened, open};
+pub use outbound::{Mark, OutboundRow};
+
+use crate::status::LaneStatus;
+
+tributary_shared::settings! {
+    /// The store: one SQLite file in the data folder.
+    pub struct Settings {
+        /// While busy, a commit waits at most this many ms to take more with it. Idle commits never wait. 0 to 1000.
+        pub commit_window_ms: u64 = 5,
+        /// Bytes the file may grow to; 0 = one and a quarter of the lanes' budgets and 256 MiB for queues.
+        pub max_bytes: u64 = 0,
+        /// Bytes of a file that is deleted when the disk is full, so that the store can still make room.
+        pub ballast_bytes: u64 = 8 * 1024 * 1024,
+        /// Uncompressed bytes of one batch, 4096 to 524288. A larger message is a batch of its own.
+        pub batch_bytes: usize = 256 * 1024,
+        /// Messages in one batch, 1 to 10000.
+        pub batch_messages: usize = 2000,
+        /// Bytes of batches kept that the cloud refused for good; the oldest go first.
+        pub quarantine_bytes: u64 = 16 * 1024 * 1024,
+        /// Pages (4 KiB) in the write-ahead log before it is copied into the file.
+        pub checkpoint_pages: u32 = 4000,
+    }
+}
+
+/// Number of the lane that holds batches only queues need.
+pub(crate) const LOCAL: u16 = 0;
+
+/// How many groups and requests may wait for the writer.
+pub(crate) const COMMANDS: usize = 64;
+
+/// The first id of a lane; its ids end before the next lane's first.
+pub(crate) const fn lane_start(lane: u16) -> u64 {
+    (lane as u64) << 48
+}
+
+/// How far the writer has come.
+#[derive(Debug, Clone, Default)]
+pub struct Progress {
+    /// All tickets up to this one are durable.
+    pub committed: u64,
+    /// The writer has stopped because of this; nothing more becomes durable.
+    pub failed: Option<Error>,
+}
+
+/// What the session core needs to go on after a restart.
+#[derive(Debug, Default)]
+pub struct Restored {
+    /// Sessions.
+    pub sessions: Vec<SavedSession>,
+    /// Subscriptions.
+    pub subscriptions: Vec<SavedSubscription>,
+    /// QoS 2 ids received and not released.
+    pub received: Vec<(SessionId, tributary_shared::mqtt::PacketId)>,
+    /// What is queued for each session that has something.
+    pub queues: Vec<QueueSpan>,
+    /// Retained messages.
+    pub retained: Vec<Arc<tributary_shared::message::Message>>,
+}
+
+/// The stored queue of one session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueSpan {
+    /// Whose.
+    pub session: SessionId,
+    /// First seq.
+    pub first: u64,
+    /// One after the last.
+    pub next: u64,
+    /// Entries.
+    pub count: u64,
+}
+
+/// What the writing thread is asked.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Make these changes durable.
+    Apply { ticket: u64, changes: Vec<Change> },
+    /// The cloud has confirmed a lane up to here.
+    Acked { lane: u16, mark: Mark },
+    /// Merge small batches of a lane after this id; answers how many rows became one.
+    Merge { lane: u16, after: u64, reply: oneshot::Sender<usize> },
+    /// Give a batch up: keep its body in quarantine if it has one worth keeping, leave a gap.
+    GiveUp { id: u64, reason: String, reply: oneshot::Sender<()> },
+    /// Finish what is queued, save the totals, close.
+    Stop { reply: oneshot::Sender<()> },
+}
+
+/// What the reading thread is asked.
+#[derive(Debug)]
+pub(crate) enum Query {
+    /// Rows of a lane after an id.
+    Lane {
+        lane: u16,
+        after: u64,
+        rows: usize,
+        bytes: usize,
+        reply: oneshot::Sender<Result<Vec<OutboundRow>, Error>>,
+    },
+    /// Queue entries of a session.
+    Queue {
+        session: SessionId,
+        from: u64,
+        max: usize,
+        reply: oneshot::Sender<Result<(Vec<LoadedEntry>, bool), Error>>,
+    },
+}
+
+/// A lane as the store knows it.
+#[derive(Debug, Clone)]
+pub struct LaneHandle {
+    /// Number in the store.
+    pub number: u16,
+    /// Its settings; `None`: no longer configured, only what is stored is still sent.
+    pub settings: Option<crate::lane::Settings>,
+    /// Its numbers.
+    pub status: Arc<LaneStatus>,
+}
+
+/// The store's handle; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    commands: mpsc::Sender<Command>,
+    queries: mpsc::Sender<Query>,
+    progress: watch::Receiver<Progress>,
+    lanes: Arc<[LaneHandle]>,
+}
+
+/// The one door for changes; its owner is the broker.
+#[derive(Debug)]
+pub struct Journal {
+    commands: mpsc::Sender<Command>,
+    last: u64,
+}
+
+impl Journal {
+    /// Hands over a group of changes: they become durable together, after all groups before. Waits only when
+    /// [`COMMANDS`] groups are under way.
+    pub async fn apply(&mut self, changes: Vec<Change>) -> Result<u64, Error> {
+        self.last += 1;
+        let ticket = self.last;
+        self.commands
+            .send(Command::Apply { ticket, changes })
+            .await
+            .map_err(|_| Error::Closed)?;
+        Ok(ticket)
+    }
+
+    /// The last ticket given out.
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+}
+
+impl Store {
+    /// Lanes, those with a backlog from an earlier configuration included.
+    pub fn lanes(&self) -> &[LaneHandle] {
+        &self.lanes
+    }
+
+    /// Follows the commits.
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.clone()
+    }
+
+    /// Batches of a lane after `after`, in order: at most `rows`, and no more than `bytes` unless it is one.
+    pub async fn read_lane(
+        &self,
+        lane: u16,
+        after: u64,
+        rows: usize,
+        bytes: usize,
+    ) -> Result<Vec<OutboundRow>, Error> {
+        let (reply, answer) = oneshot::channel();
+        let query = Query::Lane { lane, after, rows, bytes, reply };
+        self.queries.send(query).await.map_err(|_| Error::Closed)?;
+        answer.await.map_err(|_| Error::Closed)?
+    }
+
+    /// Committed queue entries of a session from `from` on, and whether these are all there are.
+    pub async fn load(
+        &self,
+        session: SessionId,
+        from: u64,
+        max: usize,
+    ) -> Result<(Vec<LoadedEntry>, bool), Error> {
+        let (reply, answer) = oneshot::channel();
+        let query = Query::Queue { session, from, max, reply };
+        self.queries.send(query).await.map_err(|_| Error::Closed)?;
+        answer.await.map_err(|_| Error::Closed)?
+    }
+
+    /// The cloud has confirmed a lane up to `mark`. It rides on a later commit: losing it costs a resend.
+    pub async fn acked(&self, lane: u16, mark: Mark) -> Result<(), Error> {
+        self.commands.send(Command::Acked { lane, mark }).await.map_err(|_| Error::Closed)
+    }
+
+    /// Makes one batch of small neighbours after `after`; only for rows that were never sent. Answers how many rows
+    /// became one, 0 = there was nothing to merge.
+    pub async fn merge(&self, lane: u16, after: u64) -> Result<usize, Error> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Merge { lane, after, reply };
+        self.commands.send(command).await.map_err(|_| Error::Closed)?;
+        answer.await.map_err(|_| Error::Closed)
+    }
+
+    /// Gives a batch up for `reason`: its body goes to the quarantine, a gap stays in its place. Answers when durable.
+    pub async fn give_up(&self, id: u64, reason: String) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::GiveUp { id, reason, reply };
+        self.commands.send(command).await.map_err(|_| Error::Closed)?;
+        answer.await.map_err(|_| Error::Closed)
+    }
+
+    /// Writes what is queued and closes the file.
+    pub async fn stop(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.commands.send(Command::Stop { reply }).await.is_ok() {
+            let _closed = answer.await;
+        }
+    }
+}

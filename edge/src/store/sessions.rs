@@ -1,0 +1,189 @@
+//! Rows of sessions, subscriptions, QoS 2 ids and retained messages.
+//!
+//! In: the core's changes. Out: the same, after a restart. Change here: what of a session survives.
+//! Not here: its queue (`entries`).
+
+use bytestring::ByteString;
+use rusqlite::Connection;
+use tributary_shared::{
+    message::Message,
+    mqtt::{
+        PacketId,
+        packet::{SubscriptionOptions, Will},
+    },
+    session::{
+        SessionId,
+        action::{SavedSession, SavedSubscription},
+    },
+};
+
+use super::{Error, Restored, entries, group, outbound::unsigned};
+
+/// Stores a session.
+pub(super) fn save(db: &Connection, session: &SavedSession) -> Result<(), Error> {
+    let will = session.will.as_ref().map(|will| group::alone(&will_message(will))).transpose()?;
+    db.prepare_cached("INSERT OR REPLACE INTO session VALUES(?1,?2,?3,?4,?5,?6,?7,?8)")?.execute((
+        session.session.0 as i64,
+        &*session.client_id,
+        session.principal.as_deref(),
+        session.expiry_s,
+        session.disconnected_ms,
+        session.will.as_ref().map(|will| will.delay),
+        will.as_deref(),
+        session.next_seq as i64,
+    ))?;
+    Ok(())
+}
+
+/// Deletes a session and all it had; answers the batches its queue referred to.
+pub(super) fn remove(db: &Connection, session: SessionId) -> Result<Vec<(u64, i64)>, Error> {
+    let id = session.0 as i64;
+    db.prepare_cached("DELETE FROM session WHERE id = ?1")?.execute([id])?;
+    db.prepare_cached("DELETE FROM subscription WHERE session = ?1")?.execute([id])?;
+    db.prepare_cached("DELETE FROM received WHERE session = ?1")?.execute([id])?;
+    entries::remove_all(db, session)
+}
+
+/// Stores a subscription.
+pub(super) fn subscribe(db: &Connection, subscription: &SavedSubscription) -> Result<(), Error> {
+    let options = subscription.options;
+    let bits = options.qos as u8
+        | u8::from(options.no_local) << 2
+        | u8::from(options.retain_as_published) << 3
+        | (options.retain_handling & 3) << 4;
+    db.prepare_cached("INSERT OR REPLACE INTO subscription VALUES(?1,?2,?3,?4)")?.execute((
+        subscription.session.0 as i64,
+        &*subscription.filter,
+        bits,
+        subscription.subscription_id,
+    ))?;
+    Ok(())
+}
+
+/// Deletes a subscription.
+pub(super) fn unsubscribe(db: &Connection, session: SessionId, filter: &str) -> Result<(), Error> {
+    db.prepare_cached("DELETE FROM subscription WHERE session = ?1 AND filter = ?2")?
+        .execute((session.0 as i64, filter))?;
+    Ok(())
+}
+
+/// Reserves a QoS 2 id.
+pub(super) fn received(db: &Connection, session: SessionId, id: PacketId) -> Result<(), Error> {
+    db.prepare_cached("INSERT OR IGNORE INTO received VALUES(?1,?2)")?
+        .execute((session.0 as i64, id.get()))?;
+    Ok(())
+}
+
+/// Frees a QoS 2 id.
+pub(super) fn released(db: &Connection, session: SessionId, id: PacketId) -> Result<(), Error> {
+    db.prepare_cached("DELETE FROM received WHERE session = ?1 AND packet_id = ?2")?
+        .execute((session.0 as i64, id.get()))?;
+    Ok(())
+}
+
+/// Stores the retained message of a topic.
+pub(super) fn retain(db: &Connection, topic: &str, body: &[u8]) -> Result<(), Error> {
+    db.prepare_cached("INSERT OR REPLACE INTO retained VALUES(?1,?2)")?.execute((topic, body))?;
+    Ok(())
+}
+
+/// Deletes the retained message of a topic.
+pub(super) fn forget(db: &Connection, topic: &str) -> Result<(), Error> {
+    db.prepare_cached("DELETE FROM retained WHERE topic = ?1")?.execute([topic])?;
+    Ok(())
+}
+
+/// Everything, for a start. A retained message or will whose bytes are damaged is left out and logged.
+pub(super) fn load(db: &Connection) -> Result<Restored, Error> {
+    Ok(Restored {
+        sessions: load_sessions(db)?,
+        subscriptions: load_subscriptions(db)?,
+        received: load_received(db)?,
+        queues: entries::spans(db)?,
+        retained: load_retained(db)?,
+    })
+}
+
+fn load_sessions(db: &Connection) -> Result<Vec<SavedSession>, Error> {
+    let mut found = db.prepare(
+        "SELECT id, client_id, principal, expiry_s, disconnected_ms, will_delay_s, will, next_seq
+         FROM session ORDER BY id",
+    )?;
+    let rows = found.query_map([], |row| {
+        let will: Option<Vec<u8>> = row.get(6)?;
+        let delay: Option<u32> = row.get(5)?;
+        Ok(SavedSession {
+            session: SessionId(unsigned(row, 0)?),
+            client_id: row.get::<_, String>(1)?.into(),
+            principal: row.get::<_, Option<String>>(2)?.map(ByteString::from),
+            expiry_s: row.get(3)?,
+            disconnected_ms: row.get(4)?,
+            will: will.and_then(|body| readable("will", body)).map(|message| Will {
+                topic: message.topic,
+                payload: message.payload,
+                qos: message.qos,
+                retain: message.retain,
+                delay: delay.unwrap_or(0),
+                properties: message.properties,
+            }),
+            next_seq: unsigned(row, 7)?,
+        })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn load_subscriptions(db: &Connection) -> Result<Vec<SavedSubscription>, Error> {
+    let mut found =
+        db.prepare("SELECT session, filter, options, subscription_id FROM subscription")?;
+    let rows = found.query_map([], |row| {
+        let bits: u8 = row.get(2)?;
+        Ok(SavedSubscription {
+            session: SessionId(unsigned(row, 0)?),
+            filter: row.get::<_, String>(1)?.into(),
+            options: SubscriptionOptions {
+                qos: entries::qos(bits),
+                no_local: bits & 4 != 0,
+                retain_as_published: bits & 8 != 0,
+                retain_handling: bits >> 4 & 3,
+            },
+            subscription_id: row.get(3)?,
+        })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn load_received(db: &Connection) -> Result<Vec<(SessionId, PacketId)>, Error> {
+    let mut found = db.prepare("SELECT session, packet_id FROM received")?;
+    let rows =
+        found.query_map([], |row| Ok((SessionId(unsigned(row, 0)?), row.get::<_, u16>(1)?)))?;
+    let rows = rows.collect::<Result<Vec<_>, _>>()?;
+    Ok(rows.into_iter().filter_map(|(s, id)| Some((s, PacketId::new(id)?))).collect())
+}
+
+fn load_retained(db: &Connection) -> Result<Vec<std::sync::Arc<Message>>, Error> {
+    let mut found = db.prepare("SELECT body FROM retained")?;
+    let rows = found.query_map([], |row| row.get::<_, Vec<u8>>(0))?;
+    let mut out = Vec::new();
+    for body in rows {
+        out.extend(readable("retained message", body?).map(std::sync::Arc::new));
+    }
+    Ok(out)
+}
+
+fn readable(what: &'static str, body: Vec<u8>) -> Option<Message> {
+    group::read_alone(body)
+        .inspect_err(|why| tracing::error!(what, %why, "stored bytes are damaged, left out"))
+        .ok()
+}
+
+fn will_message(will: &Will) -> Message {
+    Message::new(
+        will.topic.clone(),
+        will.payload.clone(),
+        will.qos,
+        will.retain,
+        will.properties.clone(),
+        None,
+        0,
+    )
+}
