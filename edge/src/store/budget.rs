@@ -102,12 +102,14 @@ fn give_up_oldest(db: &Connection, lane: &mut LaneState, free: u64) -> Result<u6
 
 /// Answers the bytes freed.
 fn give_up(db: &Connection, lane: &mut LaneState, row: &Oldest) -> Result<u64, Error> {
-    let needed = db
-        .prepare_cached("SELECT 1 FROM refs WHERE batch = ?1")?
-        .exists([row.id as i64])?;
+    let needed =
+        db.prepare_cached("SELECT 1 FROM refs WHERE batch = ?1")?.exists([row.id as i64])?;
     if needed {
-        db.prepare_cached("UPDATE batch SET reason = ?2, bytes = ?3 WHERE id = ?1")?
-            .execute((row.id as i64, REASON, ROW_BYTES as i64))?;
+        db.prepare_cached("UPDATE batch SET reason = ?2, bytes = ?3 WHERE id = ?1")?.execute((
+            row.id as i64,
+            REASON,
+            ROW_BYTES as i64,
+        ))?;
         return Ok(row.bytes.saturating_sub(ROW_BYTES));
     }
     // The gap before this row, if it ends where the row begins, takes it in.

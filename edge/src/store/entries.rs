@@ -3,13 +3,15 @@
 //! In: the core's [`Queued`]. Out: rows, and which batch an entry that is done referred to.
 //! Change here: what an entry remembers. Not here: the count of references (`group`), reading messages (`reader`).
 
+use std::collections::HashMap;
+
 use rusqlite::{Connection, OptionalExtension, Row};
 use tributary_shared::{
     mqtt::{PacketId, Qos},
-    session::{SessionId, action::Queued},
+    session::{RestoredQueue, SessionId, action::Queued},
 };
 
-use super::{Error, QueueSpan, outbound::unsigned};
+use super::{Error, outbound::unsigned};
 
 /// Adds an entry that refers to message `place` of `batch`.
 pub(super) fn insert(db: &Connection, entry: &Queued, batch: u64, place: u64) -> Result<(), Error> {
@@ -50,9 +52,8 @@ pub(super) fn remove(db: &Connection, session: SessionId, seq: u64) -> Result<Op
 
 /// All of a session's entries are done; answers the batches and how many referred to each.
 pub(super) fn remove_all(db: &Connection, session: SessionId) -> Result<Vec<(u64, i64)>, Error> {
-    let mut found = db.prepare_cached(
-        "SELECT batch, count(*) FROM queue WHERE session = ?1 GROUP BY batch",
-    )?;
+    let mut found =
+        db.prepare_cached("SELECT batch, count(*) FROM queue WHERE session = ?1 GROUP BY batch")?;
     let batches = found
         .query_map([session.0 as i64], |row| Ok((unsigned(row, 0)?, row.get(1)?)))?
         .collect::<Result<Vec<_>, _>>()?;
@@ -61,16 +62,17 @@ pub(super) fn remove_all(db: &Connection, session: SessionId) -> Result<Vec<(u64
 }
 
 /// What each session has queued.
-pub(super) fn spans(db: &Connection) -> Result<Vec<QueueSpan>, Error> {
-    let mut found = db
-        .prepare("SELECT session, min(seq), max(seq) + 1, count(*) FROM queue GROUP BY session")?;
+pub(super) fn spans(db: &Connection) -> Result<HashMap<SessionId, RestoredQueue>, Error> {
+    let mut found =
+        db.prepare("SELECT session, min(seq), max(seq), count(*) FROM queue GROUP BY session")?;
     let spans = found.query_map([], |row| {
-        Ok(QueueSpan {
-            session: SessionId(unsigned(row, 0)?),
-            first: unsigned(row, 1)?,
-            next: unsigned(row, 2)?,
-            count: unsigned(row, 3)?,
-        })
+        let queue = RestoredQueue {
+            messages: unsigned(row, 3)?,
+            bytes: 0,
+            first_seq: unsigned(row, 1)?,
+            last_seq: unsigned(row, 2)?,
+        };
+        Ok((SessionId(unsigned(row, 0)?), queue))
     })?;
     Ok(spans.collect::<Result<_, _>>()?)
 }

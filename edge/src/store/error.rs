@@ -19,7 +19,9 @@ pub enum Error {
     #[error("data folder {0} is in use by another tributary-edge")]
     InUse(PathBuf),
     /// The file was written by a later release.
-    #[error("the store has version {found}, this program knows up to {known}; start the newer program again")]
+    #[error(
+        "the store has version {found}, this program knows up to {known}; start the newer program again"
+    )]
     Newer {
         /// In the file.
         found: usize,
@@ -32,14 +34,9 @@ pub enum Error {
     /// SQLite said no.
     #[error("sqlite: {0}")]
     Sqlite(Arc<rusqlite::Error>),
-    /// Stored bytes are not what was written.
-    #[error("stored batch {id} is damaged: {cause}")]
-    Damaged {
-        /// Row.
-        id: u64,
-        /// What is wrong with it.
-        cause: BatchError,
-    },
+    /// SQLite's own check found the file damaged.
+    #[error("the store's file did not pass sqlite's check")]
+    Check,
     /// A batch could not be made (never for input that the codec let pass).
     #[error("record batch: {0}")]
     Batch(#[from] BatchError),
@@ -68,7 +65,7 @@ impl Error {
     /// The file is broken: it is put aside, and what can be read is saved.
     pub fn is_corrupt(&self) -> bool {
         use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase, SchemaChanged};
-        matches!(self, Self::Foreign | Self::Damaged { .. })
+        matches!(self, Self::Foreign | Self::Check)
             || matches!(self.code(), Some(DatabaseCorrupt | NotADatabase | SchemaChanged))
     }
 

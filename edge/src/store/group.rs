@@ -12,9 +12,7 @@ use rusqlite::{Connection, OptionalExtension};
 use tributary_shared::{
     message::Message,
     mqtt::Qos,
-    record::{
-        Batch, BatchBuilder, BatchError, Compression, Header, Record, batch::Producer, mqtt,
-    },
+    record::{Batch, BatchBuilder, BatchError, Compression, Header, Record, batch::Producer, mqtt},
     session::action::{Change, Queued},
 };
 
@@ -107,13 +105,11 @@ impl<'a> Group<'a> {
                     Some(at) => Some((at.0, at.1)),
                     None => self.keep(message, !queued.is_empty())?,
                 };
-                if let Some((batch, place)) = at {
-                    for entry in queued {
-                        entries::insert(self.db, entry, batch, place)?;
-                        self.refer(batch, 1);
-                    }
-                }
-                Ok(())
+                at.map_or(Ok(()), |at| self.enqueue(queued, at))
+            }
+            Change::Enqueued { message, queued } => {
+                let at = self.append(LOCAL, message)?;
+                self.enqueue(queued, at)
             }
             Change::Retained { topic, message } => {
                 self.retained.insert(topic.clone(), message.clone());
@@ -173,6 +169,14 @@ impl<'a> Group<'a> {
         Ok(())
     }
 
+    fn enqueue(&mut self, queued: &[Queued], (batch, place): (u64, u64)) -> Result<(), Error> {
+        for entry in queued {
+            entries::insert(self.db, entry, batch, place)?;
+            self.refer(batch, 1);
+        }
+        Ok(())
+    }
+
     fn refer(&mut self, batch: u64, change: i64) {
         *self.refs.entry(batch).or_default() += change;
     }
@@ -208,13 +212,12 @@ impl<'a> Group<'a> {
             }
             at => at,
         };
-        let at = match at {
-            Some(at) => at,
-            None => {
-                let building = self.start(lane, message.received_ms)?;
-                self.building.push(building);
-                self.building.len() - 1
-            }
+        let at = if let Some(at) = at {
+            at
+        } else {
+            let building = self.start(lane, message.received_ms)?;
+            self.building.push(building);
+            self.building.len() - 1
         };
         let mut record = mqtt::to_record(message);
         if lane != LOCAL

@@ -36,7 +36,9 @@ pub(super) fn merge(
     let Some((run, builder)) = longest_run(db, rows, most, size)? else { return Ok(0) };
     let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(0) };
     let made_ms: i64 =
-        db.query_row("SELECT made_ms FROM batch WHERE id = ?1", [first.id as i64], |row| row.get(0))?;
+        db.query_row("SELECT made_ms FROM batch WHERE id = ?1", [first.id as i64], |row| {
+            row.get(0)
+        })?;
     let n = builder.count() as u64;
     let body = seal(builder, Some((first.epoch, first.s)))?;
     let gone = outbound::totals(db, first.id - 1, last.id)?;
@@ -86,7 +88,9 @@ fn longest_run(
             builder = BatchBuilder::new();
             continue;
         };
-        records.iter().for_each(|record| builder.push(record));
+        for record in &records {
+            builder.push(record);
+        }
         run.push(row);
     }
     Ok((run.len() >= RUN_MIN).then_some((run, builder)))
@@ -124,13 +128,14 @@ pub(super) fn give_up(
         (id as i64, number, reason),
     )?;
     loop {
-        let held: i64 = db.query_row(
-            "SELECT coalesce(sum(length(body)), 0) FROM quarantine",
-            [],
-            |row| row.get(0),
-        )?;
+        let held: i64 =
+            db.query_row("SELECT coalesce(sum(length(body)), 0) FROM quarantine", [], |row| {
+                row.get(0)
+            })?;
         if held <= cap
-            || db.execute("DELETE FROM quarantine WHERE id = (SELECT min(id) FROM quarantine)", [])? == 0
+            || db
+                .execute("DELETE FROM quarantine WHERE id = (SELECT min(id) FROM quarantine)", [])?
+                == 0
         {
             break;
         }
@@ -147,4 +152,3 @@ pub(super) fn give_up(
     lane.save(db)?;
     Ok(n)
 }
-

@@ -35,14 +35,10 @@ mod writer;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tributary_shared::session::{
-    SessionId,
-    action::{Change, SavedSession, SavedSubscription},
-    event::LoadedEntry,
-};
+use tributary_shared::session::{SessionId, action::Change, event::LoadedEntry};
 
 pub use error::Error;
-pub use open::{Opened, open};
+pub use open::{Opened, Plan, open};
 pub use outbound::{Mark, OutboundRow};
 
 use crate::status::LaneStatus;
@@ -81,38 +77,12 @@ pub(crate) const fn lane_start(lane: u16) -> u64 {
 /// How far the writer has come.
 #[derive(Debug, Clone, Default)]
 pub struct Progress {
+    /// Commits so far.
+    pub commits: u64,
     /// All tickets up to this one are durable.
     pub committed: u64,
     /// The writer has stopped because of this; nothing more becomes durable.
     pub failed: Option<Error>,
-}
-
-/// What the session core needs to go on after a restart.
-#[derive(Debug, Default)]
-pub struct Restored {
-    /// Sessions.
-    pub sessions: Vec<SavedSession>,
-    /// Subscriptions.
-    pub subscriptions: Vec<SavedSubscription>,
-    /// QoS 2 ids received and not released.
-    pub received: Vec<(SessionId, tributary_shared::mqtt::PacketId)>,
-    /// What is queued for each session that has something.
-    pub queues: Vec<QueueSpan>,
-    /// Retained messages.
-    pub retained: Vec<Arc<tributary_shared::message::Message>>,
-}
-
-/// The stored queue of one session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct QueueSpan {
-    /// Whose.
-    pub session: SessionId,
-    /// First seq.
-    pub first: u64,
-    /// One after the last.
-    pub next: u64,
-    /// Entries.
-    pub count: u64,
 }
 
 /// What the writing thread is asked.
@@ -146,6 +116,7 @@ pub(crate) enum Query {
         session: SessionId,
         from: u64,
         max: usize,
+        bytes: usize,
         reply: oneshot::Sender<Result<(Vec<LoadedEntry>, bool), Error>>,
     },
 }
@@ -183,10 +154,7 @@ impl Journal {
     pub async fn apply(&mut self, changes: Vec<Change>) -> Result<u64, Error> {
         self.last += 1;
         let ticket = self.last;
-        self.commands
-            .send(Command::Apply { ticket, changes })
-            .await
-            .map_err(|_| Error::Closed)?;
+        self.commands.send(Command::Apply { ticket, changes }).await.map_err(|_| Error::Closed)?;
         Ok(ticket)
     }
 
@@ -221,15 +189,17 @@ impl Store {
         answer.await.map_err(|_| Error::Closed)?
     }
 
-    /// Committed queue entries of a session from `from` on, and whether these are all there are.
+    /// Committed queue entries of a session from `from` on, at most `max` and (but for the first) `bytes` bytes, and
+    /// whether these are all there are.
     pub async fn load(
         &self,
         session: SessionId,
         from: u64,
         max: usize,
+        bytes: usize,
     ) -> Result<(Vec<LoadedEntry>, bool), Error> {
         let (reply, answer) = oneshot::channel();
-        let query = Query::Queue { session, from, max, reply };
+        let query = Query::Queue { session, from, max, bytes, reply };
         self.queries.send(query).await.map_err(|_| Error::Closed)?;
         answer.await.map_err(|_| Error::Closed)?
     }

@@ -178,12 +178,14 @@ pub(super) fn load_lanes(
 ) -> Result<Vec<LaneState>, Error> {
     for lane in settings {
         db.execute(
-            "INSERT INTO lane SELECT coalesce(max(number), 0) + 1, ?1, 0, 0, 0, 0, 0 FROM lane
+            "INSERT INTO lane SELECT (SELECT coalesce(max(number), 0) + 1 FROM lane), ?1, 0, 0, 0, 0, 0
              WHERE NOT EXISTS (SELECT 1 FROM lane WHERE name = ?1)",
             [&lane.name],
         )?;
     }
-    let mut found = db.prepare("SELECT number, name, acked_id, upto, batches, messages, bytes FROM lane ORDER BY number")?;
+    let mut found = db.prepare(
+        "SELECT number, name, acked_id, upto, batches, messages, bytes FROM lane ORDER BY number",
+    )?;
     let rows = found.query_map([], |row| {
         let name: String = row.get(1)?;
         let info = LaneInfo {
@@ -257,8 +259,7 @@ pub(super) fn read(
          WHERE id > ?1 AND id < ?2 ORDER BY id LIMIT ?3",
     )?;
     let after = after.max(lane_start(lane));
-    let mut cursor =
-        found.query([after as i64, lane_start(lane + 1) as i64, rows as i64])?;
+    let mut cursor = found.query([after as i64, lane_start(lane + 1) as i64, rows as i64])?;
     let mut out = Vec::new();
     let mut size = 0;
     while let Some(row) = cursor.next()? {

@@ -3,6 +3,8 @@
 //! In: the core's changes. Out: the same, after a restart. Change here: what of a session survives.
 //! Not here: its queue (`entries`).
 
+use std::collections::HashMap;
+
 use bytestring::ByteString;
 use rusqlite::Connection;
 use tributary_shared::{
@@ -10,28 +12,31 @@ use tributary_shared::{
     mqtt::{
         PacketId,
         packet::{SubscriptionOptions, Will},
+        write::Encoded,
     },
     session::{
-        SessionId,
+        Restored, RestoredSession, SessionId,
         action::{SavedSession, SavedSubscription},
     },
 };
 
-use super::{Error, Restored, entries, group, outbound::unsigned};
+use super::{Error, entries, group, outbound::unsigned};
 
 /// Stores a session.
 pub(super) fn save(db: &Connection, session: &SavedSession) -> Result<(), Error> {
     let will = session.will.as_ref().map(|will| group::alone(&will_message(will))).transpose()?;
-    db.prepare_cached("INSERT OR REPLACE INTO session VALUES(?1,?2,?3,?4,?5,?6,?7,?8)")?.execute((
-        session.session.0 as i64,
-        &*session.client_id,
-        session.principal.as_deref(),
-        session.expiry_s,
-        session.disconnected_ms,
-        session.will.as_ref().map(|will| will.delay),
-        will.as_deref(),
-        session.next_seq as i64,
-    ))?;
+    db.prepare_cached("INSERT OR REPLACE INTO session VALUES(?1,?2,?3,?4,?5,?6,?7,?8)")?.execute(
+        (
+            session.session.0 as i64,
+            &*session.client_id,
+            session.principal.as_deref(),
+            session.expiry_s,
+            session.disconnected_ms,
+            session.will.as_ref().map(|will| will.delay),
+            will.as_deref(),
+            session.next_seq as i64,
+        ),
+    )?;
     Ok(())
 }
 
@@ -94,13 +99,23 @@ pub(super) fn forget(db: &Connection, topic: &str) -> Result<(), Error> {
 }
 
 /// Everything, for a start. A retained message or will whose bytes are damaged is left out and logged.
-pub(super) fn load(db: &Connection) -> Result<Restored, Error> {
+pub(super) fn load(db: &Connection, seed: u64) -> Result<Restored, Error> {
+    let mut received: HashMap<SessionId, Vec<PacketId>> = HashMap::new();
+    for (session, id) in load_received(db)? {
+        received.entry(session).or_default().push(id);
+    }
+    let mut queues = entries::spans(db)?;
+    let sessions = load_sessions(db)?.into_iter().map(|saved| RestoredSession {
+        received: received.remove(&saved.session).unwrap_or_default(),
+        queue: queues.remove(&saved.session).unwrap_or_default(),
+        saved,
+    });
     Ok(Restored {
-        sessions: load_sessions(db)?,
+        sessions: sessions.collect(),
         subscriptions: load_subscriptions(db)?,
-        received: load_received(db)?,
-        queues: entries::spans(db)?,
         retained: load_retained(db)?,
+        next_session: 0,
+        seed,
     })
 }
 
@@ -177,13 +192,15 @@ fn readable(what: &'static str, body: Vec<u8>) -> Option<Message> {
 }
 
 fn will_message(will: &Will) -> Message {
-    Message::new(
-        will.topic.clone(),
-        will.payload.clone(),
-        will.qos,
-        will.retain,
-        will.properties.clone(),
-        None,
-        0,
-    )
+    Message {
+        topic: will.topic.clone(),
+        payload: will.payload.clone(),
+        qos: will.qos,
+        retain: will.retain,
+        properties: will.properties.clone(),
+        publisher: None,
+        received_ms: 0,
+        expires_ms: None,
+        encoded: Encoded::default(),
+    }
 }

@@ -1,0 +1,264 @@
+//! Opening the store: folder, lock, ballast, file, threads. A broken file never keeps the edge from starting.
+//!
+//! In: settings. Out: [`Opened`]. A file that SQLite calls corrupt is renamed (never deleted), a new one is begun, and
+//! what can be read of the old one is saved (`salvage`).
+//! Change here: pragmas, files. Not here: tables (`migrate`).
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags};
+use tokio::sync::{mpsc, watch};
+use tributary_shared::session::Restored;
+
+use super::{
+    COMMANDS, Error, Journal, LOCAL, LaneHandle, Progress, Settings, Store, group::State,
+    lane_start, migrate::migrate, outbound, reader, salvage, sessions, writer::Writer,
+};
+use crate::{lane, status::Status};
+
+const FILE: &str = "edge.db";
+const LOCK: &str = "lock";
+const BALLAST: &str = "ballast";
+const PAGE: u64 = 4096;
+/// Statements kept prepared; there are fewer.
+const STATEMENTS: usize = 64;
+/// Questions that may wait for the reading thread.
+const QUERIES: usize = 64;
+
+/// What [`open`] needs to know.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Data folder; made if it is missing.
+    pub dir: PathBuf,
+    /// Id of this edge, put into every record.
+    pub edge_id: String,
+    /// Lanes; empty without a cloud.
+    pub lanes: Vec<lane::Settings>,
+    /// The store's settings.
+    pub settings: Settings,
+    /// The file failed while it was in use: look at all of it first.
+    pub suspect: bool,
+}
+
+/// An open store.
+#[derive(Debug)]
+pub struct Opened {
+    /// Handle.
+    pub store: Store,
+    /// The door for changes.
+    pub journal: Journal,
+    /// What the session core goes on from.
+    pub restored: Restored,
+    /// End when the store is stopped and its handles are gone.
+    pub threads: Vec<JoinHandle<()>>,
+}
+
+/// Opens the store; blocks.
+pub fn open(plan: &Plan, status: &Arc<Status>) -> Result<Opened, Error> {
+    let folder = |cause| Error::Folder { path: plan.dir.clone(), cause: Arc::new(cause) };
+    make_folder(&plan.dir).map_err(folder)?;
+    let lock = lock(&plan.dir)?;
+    let ballast = plan.dir.join(BALLAST);
+    if let Err(error) = make_ballast(&ballast, plan.settings.ballast_bytes) {
+        tracing::warn!(%error, "no ballast file; a full disk may need help from outside");
+    }
+    let path = plan.dir.join(FILE);
+    private(&path).map_err(folder)?;
+    let seed = random()?;
+    let (db, state, restored) = match load(plan, &path, status, seed) {
+        Err(error) if error.is_corrupt() => {
+            let aside = set_aside(&path, seed).map_err(folder)?;
+            tracing::error!(%error, aside = %aside.display(), "the store is damaged: put aside, begun anew");
+            status.salvaged_files.add(1);
+            private(&path).map_err(folder)?;
+            let fresh = connect(plan, &path)?;
+            salvage::salvage(&aside, &fresh);
+            drop(fresh);
+            load(plan, &path, status, seed)?
+        }
+        other => other?,
+    };
+    start(plan, db, state, restored, &path, ballast, lock)
+}
+
+fn start(
+    plan: &Plan,
+    db: Connection,
+    state: State,
+    restored: Restored,
+    path: &Path,
+    ballast: PathBuf,
+    lock: File,
+) -> Result<Opened, Error> {
+    let lanes = state
+        .lanes
+        .iter()
+        .map(|lane| LaneHandle {
+            number: lane.info.number,
+            settings: lane.info.settings.clone(),
+            status: lane.info.status.clone(),
+        })
+        .collect();
+    let read = connect(plan, path)?;
+    read.execute_batch("PRAGMA query_only=ON")?;
+    let (commands, inbox) = mpsc::channel(COMMANDS);
+    let (queries, questions) = mpsc::channel(QUERIES);
+    let (progress, watched) = watch::channel(Progress::default());
+    let writer = Writer { db, state, commands: inbox, progress, ballast, lock };
+    let thread = |cause| Error::Folder { path: plan.dir.clone(), cause: Arc::new(cause) };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(thread)?;
+    let threads = vec![
+        std::thread::Builder::new()
+            .name("store-write".to_owned())
+            .spawn(move || runtime.block_on(writer.run()))
+            .map_err(thread)?,
+        std::thread::Builder::new()
+            .name("store-read".to_owned())
+            .spawn(move || reader::run(&read, questions))
+            .map_err(thread)?,
+    ];
+    let store = Store { commands: commands.clone(), queries, progress: watched, lanes };
+    Ok(Opened { store, journal: Journal { commands, last: 0 }, restored, threads })
+}
+
+fn load(
+    plan: &Plan,
+    path: &Path,
+    status: &Arc<Status>,
+    seed: u64,
+) -> Result<(Connection, State, Restored), Error> {
+    let db = connect(plan, path)?;
+    if plan.suspect {
+        let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        if verdict != "ok" {
+            tracing::error!(verdict, "the store is damaged");
+            return Err(Error::Check);
+        }
+    }
+    let lanes = outbound::load_lanes(&db, &plan.lanes, status)?;
+    let mut counter = 0;
+    for start in lanes.iter().map(|lane| lane_start(lane.info.number)).chain([lane_start(LOCAL)]) {
+        let last: Option<i64> = db.query_row(
+            "SELECT max(id) FROM batch WHERE id >= ?1 AND id < ?2",
+            [start as i64, (start + lane_start(1)) as i64],
+            |row| row.get(0),
+        )?;
+        counter = counter.max(last.map_or(0, |id| id as u64 - start));
+    }
+    let acked = lanes.iter().map(|lane| lane.acked_id - lane_start(lane.info.number)).max();
+    let restored = sessions::load(&db, seed)?;
+    let state = State {
+        edge_id: plan.edge_id.clone().into(),
+        settings: Arc::new(plan.settings.clone()),
+        status: status.clone(),
+        counter: counter.max(acked.unwrap_or(0)) + 1,
+        lanes,
+    };
+    Ok((db, state, restored))
+}
+
+/// A connection with our pragmas and the newest schema.
+fn connect(plan: &Plan, path: &Path) -> Result<Connection, Error> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags)?;
+    db.busy_timeout(Duration::from_secs(5))?;
+    db.set_prepared_statement_cache_capacity(STATEMENTS);
+    let pages = max_bytes(plan) / PAGE;
+    db.execute_batch(&format!(
+        "PRAGMA page_size={PAGE}; PRAGMA auto_vacuum=NONE; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;
+         PRAGMA wal_autocheckpoint={}; PRAGMA max_page_count={pages}; PRAGMA cache_size=-2048;
+         PRAGMA temp_store=MEMORY; PRAGMA mmap_size=0; PRAGMA foreign_keys=OFF;",
+        plan.settings.checkpoint_pages
+    ))?;
+    migrate(&db)?;
+    Ok(db)
+}
+
+fn max_bytes(plan: &Plan) -> u64 {
+    match plan.settings.max_bytes {
+        0 => plan.lanes.iter().map(|lane| lane.budget_bytes / 4 * 5).sum::<u64>() + (256 << 20),
+        bytes => bytes,
+    }
+}
+
+fn make_folder(dir: &Path) -> io::Result<()> {
+    if dir.is_dir() {
+        // Files in it hold what devices said; a folder of another owner is left as it is.
+        return fs::set_permissions(dir, Permissions::from_mode(0o700)).or_else(|error| {
+            if error.kind() == io::ErrorKind::PermissionDenied { Ok(()) } else { Err(error) }
+        });
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+fn lock(dir: &Path) -> Result<File, Error> {
+    let folder = |cause| Error::Folder { path: dir.to_owned(), cause: Arc::new(cause) };
+    let path = dir.join(LOCK);
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(folder)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::InUse(dir.to_owned())),
+        Err(TryLockError::Error(cause)) => Err(folder(cause)),
+    }
+}
+
+fn make_ballast(path: &Path, bytes: u64) -> io::Result<()> {
+    if fs::metadata(path).is_ok_and(|found| found.len() == bytes) {
+        return Ok(());
+    }
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let zeros = vec![0_u8; 64 * 1024];
+    let mut left = bytes;
+    while left > 0 {
+        let now = left.min(zeros.len() as u64);
+        file.write_all(zeros.get(..now as usize).unwrap_or(&zeros))?;
+        left -= now;
+    }
+    file.sync_all()
+}
+
+/// Makes an empty file that only we can read; SQLite gives its companions the same rights.
+fn private(path: &Path) -> io::Result<()> {
+    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map(drop)
+}
+
+fn set_aside(path: &Path, tag: u64) -> io::Result<PathBuf> {
+    let name = |suffix: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let aside = name(&format!(".damaged-{tag:016x}"));
+    fs::rename(path, &aside)?;
+    for companion in ["-wal", "-shm"] {
+        let mut to = aside.as_os_str().to_owned();
+        to.push(companion);
+        match fs::rename(name(companion), PathBuf::from(to)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(aside)
+}
+
+fn random() -> Result<u64, Error> {
+    let mut bytes = [0_u8; 8];
+    getrandom::fill(&mut bytes).map_err(|_| Error::Entropy)?;
+    Ok(u64::from_le_bytes(bytes))
+}

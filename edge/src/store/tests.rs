@@ -1,0 +1,566 @@
+//! The store against a model, through crashes: a crash is a copy of the files as they are, opened elsewhere.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::Path,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use tempfile::TempDir;
+use tributary_shared::{
+    message::Message,
+    mqtt::{PacketId, Qos, packet::PublishProperties, write::Encoded},
+    record::{Batch, mqtt::header},
+    session::{
+        Queued, SessionId,
+        action::{Change, SavedSession, SavedSubscription},
+    },
+};
+
+use super::*;
+use crate::{
+    lane::{self, Policy},
+    status::Status,
+};
+
+fn plan(dir: &Path) -> Plan {
+    let settings = Settings { ballast_bytes: 0, ..Settings::default() };
+    Plan {
+        dir: dir.to_owned(),
+        edge_id: "gw1".to_owned(),
+        lanes: vec![lane::Settings {
+            filters: vec!["up/#".to_owned()],
+            ..lane::Settings::default()
+        }],
+        settings,
+        suspect: false,
+    }
+}
+
+struct Harness {
+    opened: Opened,
+    status: Arc<Status>,
+}
+
+impl Harness {
+    fn open(plan: &Plan) -> Self {
+        let status = Arc::new(Status::default());
+        Self { opened: open(plan, &status).unwrap(), status }
+    }
+
+    async fn apply(&mut self, changes: Vec<Change>) {
+        let ticket = self.opened.journal.apply(changes).await.unwrap();
+        let mut progress = self.opened.store.progress();
+        progress.wait_for(|p| p.committed >= ticket || p.failed.is_some()).await.unwrap();
+        assert!(progress.borrow().failed.is_none(), "{:?}", progress.borrow().failed);
+    }
+
+    async fn rows(&self) -> Vec<OutboundRow> {
+        let acked = self.status.lane("normal").acked_id.get();
+        self.opened.store.read_lane(1, acked, 10_000, usize::MAX).await.unwrap()
+    }
+
+    async fn stop(self) {
+        self.opened.store.stop().await;
+        drop((self.opened.store, self.opened.journal));
+        for thread in self.opened.threads {
+            thread.join().unwrap();
+        }
+    }
+}
+
+fn message(topic: &str, payload: &str) -> Arc<Message> {
+    Arc::new(Message {
+        topic: topic.into(),
+        payload: Bytes::copy_from_slice(payload.as_bytes()),
+        qos: Qos::AtLeastOnce,
+        retain: false,
+        properties: PublishProperties::default(),
+        publisher: Some("dev".into()),
+        received_ms: 1_700_000_000_000,
+        expires_ms: None,
+        encoded: Encoded::default(),
+    })
+}
+
+fn queued(session: u64, seq: u64) -> Queued {
+    Queued {
+        session: SessionId(session),
+        seq,
+        qos: Qos::AtLeastOnce,
+        retain: false,
+        subscription_ids: vec![7, 9],
+        packet_id: None,
+        released: false,
+    }
+}
+
+fn publish(topic: &str, payload: &str, queues: Vec<Queued>) -> Change {
+    Change::Message { message: message(topic, payload), queued: queues, stored: None }
+}
+
+fn session(id: u64) -> SavedSession {
+    SavedSession {
+        session: SessionId(id),
+        client_id: format!("client-{id}").into(),
+        principal: None,
+        expiry_s: u32::MAX,
+        disconnected_ms: None,
+        will: None,
+        next_seq: 1,
+    }
+}
+
+/// Payload and `edge.seq` of each record of the rows that were not given up.
+fn payloads(rows: &[OutboundRow]) -> Vec<(String, u64)> {
+    rows.iter()
+        .filter_map(|row| row.body.clone())
+        .flat_map(|body| Batch::parse(body).unwrap().records(1 << 20).unwrap())
+        .map(|record| {
+            let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).unwrap();
+            let seq = text(record.header(header::EDGE_SEQ).unwrap()).parse().unwrap();
+            (text(record.value.as_ref().unwrap()), seq)
+        })
+        .collect()
+}
+
+/// The files as a power cut would leave them, minus what the disk had not written: SQLite's promise, not ours.
+fn crash(from: &Path) -> TempDir {
+    let to = tempfile::tempdir().unwrap();
+    for name in ["edge.db", "edge.db-wal"] {
+        if from.join(name).exists() {
+            std::fs::copy(from.join(name), to.path().join(name)).unwrap();
+        }
+    }
+    to
+}
+
+#[tokio::test]
+async fn an_outbound_batch_survives_a_crash_and_a_new_start_has_a_new_epoch() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut first = Harness::open(&plan(dir.path()));
+    first.apply(vec![publish("up/a", "1", vec![]), publish("up/b", "2", vec![])]).await;
+    first.apply(vec![publish("up/a", "3", vec![]), publish("local/x", "-", vec![])]).await;
+    let copy = crash(dir.path());
+    let mut second = Harness::open(&plan(copy.path()));
+    second.apply(vec![publish("up/a", "4", vec![])]).await;
+    let rows = second.rows().await;
+    assert_eq!(rows.iter().map(|row| (row.s, row.n)).collect::<Vec<_>>(), [(0, 2), (2, 1), (0, 1)]);
+    let all = [("1", 0), ("2", 1), ("3", 2), ("4", 0)];
+    assert_eq!(payloads(&rows), all.map(|(text, seq)| (text.to_owned(), seq)));
+    let (old, new) = (&rows[0], &rows[2]);
+    assert_ne!(old.epoch, new.epoch);
+    let header = Batch::parse(old.body.clone().unwrap()).unwrap().header();
+    assert_eq!((header.producer_id, header.base_sequence), (old.epoch, 0));
+    assert_eq!(second.status.lane("normal").messages.get(), 4);
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn sessions_queues_ids_and_retained_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Harness::open(&plan(dir.path()));
+    let id = PacketId::new(5).unwrap();
+    let will = tributary_shared::mqtt::packet::Will {
+        topic: "up/will".into(),
+        payload: Bytes::from_static(b"gone"),
+        qos: Qos::ExactlyOnce,
+        retain: true,
+        delay: 9,
+        properties: PublishProperties { content_type: Some("t".into()), ..Default::default() },
+    };
+    let saved = SavedSession { will: Some(will), disconnected_ms: Some(4), ..session(3) };
+    let subscription = SavedSubscription {
+        session: SessionId(3),
+        filter: "$share/g/a/+".into(),
+        options: tributary_shared::mqtt::packet::SubscriptionOptions {
+            qos: Qos::ExactlyOnce,
+            no_local: true,
+            retain_as_published: true,
+            retain_handling: 2,
+        },
+        subscription_id: Some(11),
+    };
+    let sent = Queued { packet_id: Some(id), released: true, ..queued(3, 2) };
+    let retained = Arc::new(Message { retain: true, ..(*message("up/r", "keep")).clone() });
+    store
+        .apply(vec![
+            Change::SessionSaved(saved.clone()),
+            Change::SessionSaved(session(4)),
+            Change::Subscribed(subscription.clone()),
+            publish("up/a", "one", vec![queued(3, 1), queued(4, 1)]),
+            publish("local", "two", vec![queued(3, 2)]),
+            Change::Enqueued { message: retained.clone(), queued: vec![queued(3, 3)] },
+            Change::Inflight(sent.clone()),
+            Change::Received { session: SessionId(3), packet_id: id },
+            Change::Received { session: SessionId(4), packet_id: id },
+            Change::Retained { topic: "up/r".into(), message: Some(retained.clone()) },
+            Change::Retained { topic: "gone".into(), message: Some(message("gone", "x")) },
+            Change::Retained { topic: "gone".into(), message: None },
+            Change::SessionRemoved(SessionId(4)),
+        ])
+        .await;
+    let copy = crash(dir.path());
+    let again = Harness::open(&plan(copy.path()));
+    let restored = &again.opened.restored;
+    assert_eq!(restored.retained, [retained]);
+    assert_eq!(restored.subscriptions, [subscription]);
+    let [only] = &restored.sessions[..] else { panic!("{restored:?}") };
+    assert_eq!(only.saved, saved);
+    assert_eq!(only.received, [id]);
+    assert_eq!((only.queue.messages, only.queue.first_seq, only.queue.last_seq), (3, 1, 3));
+    let (entries, complete) =
+        again.opened.store.load(SessionId(3), 1, 2, usize::MAX).await.unwrap();
+    assert!(!complete);
+    assert_eq!(entries[0].queued, queued(3, 1));
+    assert_eq!(entries[1].queued, sent);
+    assert_eq!(entries[1].message.as_ref().unwrap().payload, "two");
+    let (entries, complete) =
+        again.opened.store.load(SessionId(3), 3, 2, usize::MAX).await.unwrap();
+    assert!(complete);
+    assert_eq!(entries[0].message.as_ref().unwrap().payload, "keep");
+    again.stop().await;
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn a_batch_stays_until_the_cloud_and_all_queues_are_done_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Harness::open(&plan(dir.path()));
+    store.apply(vec![publish("up/a", "both", vec![queued(1, 1)])]).await;
+    store.apply(vec![publish("up/a", "cloud only", vec![])]).await;
+    let rows = store.rows().await;
+    let last = &rows[1];
+    store.opened.store.acked(1, Mark { id: last.id, end: last.end() }).await.unwrap();
+    let lane = store.status.lane("normal");
+    let mut progress = store.opened.store.progress();
+    while lane.batches.get() > 0 {
+        progress.changed().await.unwrap();
+    }
+    assert_eq!(lane.synced.get(), 2);
+    assert!(store.rows().await.is_empty());
+    let (entries, _) = store.opened.store.load(SessionId(1), 1, 9, usize::MAX).await.unwrap();
+    assert_eq!(entries[0].message.as_ref().unwrap().payload, "both");
+    store.apply(vec![Change::Dequeued { session: SessionId(1), seq: 1 }]).await;
+    store.stop().await;
+    assert_eq!(count(dir.path(), "batch"), 0);
+    assert_eq!(count(dir.path(), "refs"), 0);
+}
+
+fn count(dir: &Path, table: &str) -> i64 {
+    let db = rusqlite::Connection::open(dir.join("edge.db")).unwrap();
+    db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+}
+
+#[tokio::test]
+async fn drop_oldest_leaves_one_gap_for_all_it_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut plan = plan(dir.path());
+    plan.lanes[0].budget_bytes = 20_000;
+    let mut store = Harness::open(&plan);
+    for i in 0..100 {
+        store.apply(vec![publish("up/a", &format!("{i:0>1000}"), vec![])]).await;
+    }
+    let rows = store.rows().await;
+    let gap = &rows[0];
+    assert_eq!((gap.s, gap.reason.as_deref()), (0, Some("over budget")));
+    assert!(rows[1..].iter().all(|row| row.reason.is_none()));
+    assert_eq!(rows.iter().map(|row| row.n).sum::<u64>(), 100);
+    assert_eq!(store.status.drops()["lane_budget"], gap.n);
+    let lane = store.status.lane("normal");
+    assert!(lane.bytes.get() <= 20_000);
+    assert_eq!(lane.batches.get(), rows.len() as u64);
+    assert_eq!(lane.messages.get(), 100 - gap.n);
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_queue_needs_outlives_the_lane_s_budget() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut plan = plan(dir.path());
+    plan.lanes[0].budget_bytes = 5_000;
+    let mut store = Harness::open(&plan);
+    store.apply(vec![publish("up/a", &"x".repeat(3000), vec![queued(1, 1)])]).await;
+    store.apply(vec![publish("up/a", &"y".repeat(3000), vec![])]).await;
+    let rows = store.rows().await;
+    assert!(rows[0].reason.is_some() && rows[0].body.is_none());
+    let (entries, _) = store.opened.store.load(SessionId(1), 1, 9, usize::MAX).await.unwrap();
+    assert_eq!(entries[0].message.as_ref().unwrap().payload.len(), 3000);
+    store.apply(vec![Change::Dequeued { session: SessionId(1), seq: 1 }]).await;
+    store.stop().await;
+    let db = rusqlite::Connection::open(dir.path().join("edge.db")).unwrap();
+    let bodies: i64 = db.query_row("SELECT count(body) FROM batch", [], |row| row.get(0)).unwrap();
+    assert_eq!(bodies, 1);
+}
+
+#[tokio::test]
+async fn qos_0_goes_first_and_its_loss_is_declared() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut plan = plan(dir.path());
+    plan.lanes[0].budget_bytes = 20_000;
+    plan.lanes[0].policy = Policy::DropQos0First;
+    let mut store = Harness::open(&plan);
+    for i in 0..18 {
+        store.apply(vec![publish("up/a", &format!("{i:0>1000}"), vec![])]).await;
+    }
+    let unkept = Arc::new(Message { qos: Qos::AtMostOnce, ..(*message("up/a", "0")).clone() });
+    let unkept = || Change::Message { message: unkept.clone(), queued: vec![], stored: None };
+    store.apply(vec![unkept(), publish("up/a", "kept", vec![]), unkept()]).await;
+    let rows = store.rows().await;
+    let [.., kept, gap] = &rows[..] else { panic!("{rows:?}") };
+    assert_eq!((kept.s, kept.n, gap.s, gap.n), (18, 1, 19, 2));
+    assert_eq!(gap.reason.as_deref(), Some("qos0 over budget"));
+    assert_eq!(store.status.drops()["lane_qos0"], 2);
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn a_lane_that_refuses_says_that_it_is_full_and_when_it_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut plan = plan(dir.path());
+    plan.lanes[0].budget_bytes = 10_000;
+    plan.lanes[0].policy = Policy::Refuse;
+    let mut store = Harness::open(&plan);
+    let full = |store: &Harness| {
+        store.status.lane("normal").full.load(std::sync::atomic::Ordering::Relaxed)
+    };
+    for i in 0..8 {
+        store.apply(vec![publish("up/a", &format!("{i:0>1000}"), vec![])]).await;
+        assert!(!full(&store));
+    }
+    store.apply(vec![publish("up/a", &"9".repeat(2000), vec![])]).await;
+    assert!(full(&store));
+    let rows = store.rows().await;
+    assert!(rows.iter().all(|row| row.reason.is_none()));
+    store.opened.store.acked(1, Mark { id: rows[4].id, end: rows[4].end() }).await.unwrap();
+    let mut progress = store.opened.store.progress();
+    while full(&store) {
+        progress.changed().await.unwrap();
+    }
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn small_batches_become_one_with_the_same_sequences() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Harness::open(&plan(dir.path()));
+    for i in 0..20 {
+        let queues = if i == 3 { vec![queued(1, 1)] } else { vec![] };
+        store.apply(vec![publish("up/a", &i.to_string(), queues)]).await;
+    }
+    let before = store.rows().await;
+    let merged = store.opened.store.merge(1, before[0].id).await.unwrap();
+    assert_eq!(merged, 16, "4 to 19: row 0 was excluded, row 3 is needed by a queue");
+    let after = store.rows().await;
+    assert_eq!(payloads(&after), payloads(&before));
+    assert_eq!(after[..4], before[..4]);
+    let (last, whole) = (before.last().unwrap(), after.last().unwrap());
+    assert_eq!((whole.id, whole.s, whole.n), (last.id, 4, 16));
+    let header = Batch::parse(whole.body.clone().unwrap()).unwrap().header();
+    assert_eq!((header.producer_id, header.base_sequence), (whole.epoch, 4));
+    assert_eq!(store.status.lane("normal").batches.get(), 5);
+    let copy = crash(dir.path());
+    let again = Harness::open(&plan(copy.path()));
+    assert_eq!(again.status.lane("normal").bytes.get(), store.status.lane("normal").bytes.get());
+    again.stop().await;
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn what_the_cloud_refuses_goes_to_the_quarantine_and_leaves_a_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Harness::open(&plan(dir.path()));
+    store.apply(vec![publish("up/a", "poison", vec![])]).await;
+    let row = store.rows().await.remove(0);
+    store.opened.store.give_up(row.id, "refused 0x99".to_owned()).await.unwrap();
+    let gap = store.rows().await.remove(0);
+    assert_eq!((gap.s, gap.n, gap.body), (row.s, row.n, None));
+    assert_eq!(gap.reason.as_deref(), Some("refused 0x99"));
+    store.stop().await;
+    let db = rusqlite::Connection::open(dir.path().join("edge.db")).unwrap();
+    let body: Vec<u8> = db.query_row("SELECT body FROM quarantine", [], |row| row.get(0)).unwrap();
+    assert_eq!(Some(Bytes::from(body)), row.body);
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_put_aside_and_what_can_be_read_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Harness::open(&plan(dir.path()));
+    store.apply(vec![Change::SessionSaved(session(1))]).await;
+    for i in 0..200 {
+        store.apply(vec![publish("up/a", &format!("{i:0>2000}"), vec![])]).await;
+    }
+    let before = store.rows().await;
+    store.stop().await;
+    let path = dir.path().join("edge.db");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2 / 4096 * 4096;
+    bytes[middle..middle + 3 * 4096].fill(0xA5);
+    std::fs::write(&path, bytes).unwrap();
+    let again = Harness::open(&Plan { suspect: true, ..plan(dir.path()) });
+    assert_eq!(again.status.salvaged_files.get(), 1);
+    let after = again.rows().await;
+    assert!(after.len() > 180 && after.len() < 200, "{}", after.len());
+    assert!(after.iter().all(|row| before.contains(row)));
+    assert_eq!(again.opened.restored.sessions.len(), 1);
+    let aside = std::fs::read_dir(dir.path()).unwrap().flatten();
+    assert_eq!(aside.filter(|f| f.file_name().to_string_lossy().contains(".damaged-")).count(), 1);
+    again.stop().await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_does_not_keep_the_edge_from_starting() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("edge.db"), [0x5A; 9000]).unwrap();
+    let mut store = Harness::open(&plan(dir.path()));
+    store.apply(vec![publish("up/a", "1", vec![])]).await;
+    assert_eq!(store.rows().await.len(), 1);
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn a_folder_serves_one_process_and_only_its_owner() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let plan = plan(&dir.path().join("data"));
+    let store = Harness::open(&plan);
+    let second = open(&plan, &Arc::new(Status::default()));
+    assert!(matches!(second, Err(Error::InUse(_))));
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&plan.dir), 0o700);
+    for file in std::fs::read_dir(&plan.dir).unwrap().flatten() {
+        assert_eq!(mode(&file.path()), 0o600, "{:?}", file.path());
+    }
+    store.stop().await;
+    Harness::open(&plan).stop().await;
+}
+
+/// What the store must hold.
+#[derive(Debug, Default)]
+struct Model {
+    queues: BTreeMap<u64, VecDeque<(u64, String)>>,
+    next: BTreeMap<u64, u64>,
+    outbound: Vec<String>,
+    made: u64,
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+}
+
+impl Model {
+    /// Random changes; the model knows their outcome.
+    fn step(&mut self, random: &mut Random) -> Vec<Change> {
+        (0..=random.below(12)).map(|_| self.change(random)).collect()
+    }
+
+    fn change(&mut self, random: &mut Random) -> Change {
+        let who = random.below(3) + 1;
+        match random.below(10) {
+            0..=5 => {
+                self.made += 1;
+                let text = self.made.to_string();
+                let up = random.below(2) == 0;
+                let mut entries = Vec::new();
+                for session in 1..=random.below(4) {
+                    let next = self.next.entry(session).or_insert(1);
+                    entries.push(queued(session, *next));
+                    self.queues.entry(session).or_default().push_back((*next, text.clone()));
+                    *next += 1;
+                }
+                if up {
+                    self.outbound.push(text.clone());
+                }
+                publish(if up { "up/a" } else { "local" }, &text, entries)
+            }
+            6..=8 => {
+                let queue = self.queues.entry(who).or_default();
+                let at = random.below(queue.len().max(1) as u64) as usize;
+                let seq = queue.remove(at).map_or(0, |(seq, _)| seq);
+                Change::Dequeued { session: SessionId(who), seq }
+            }
+            _ => {
+                self.queues.remove(&who);
+                Change::SessionRemoved(SessionId(who))
+            }
+        }
+    }
+
+    async fn check(&self, store: &Harness) {
+        for session in 1..=3 {
+            let (found, complete) =
+                store.opened.store.load(SessionId(session), 0, 100_000, usize::MAX).await.unwrap();
+            assert!(complete);
+            let found: Vec<_> = found
+                .into_iter()
+                .map(|entry| {
+                    let payload = entry.message.unwrap().payload.to_vec();
+                    (entry.queued.seq, String::from_utf8(payload).unwrap())
+                })
+                .collect();
+            let expected = self.queues.get(&session).cloned().unwrap_or_default();
+            assert_eq!(found, Vec::from(expected), "session {session}");
+        }
+        let rows = store.rows().await;
+        let found: Vec<_> = payloads(&rows).into_iter().map(|(text, _)| text).collect();
+        assert_eq!(found, self.outbound);
+        assert_eq!(store.status.lane("normal").messages.get(), found.len() as u64);
+    }
+}
+
+#[tokio::test]
+async fn through_random_changes_marks_merges_and_crashes_the_store_is_its_model() {
+    for seed in 0..12 {
+        let mut random = Random(seed);
+        let mut model = Model::default();
+        let mut dir = tempfile::tempdir().unwrap();
+        let mut store = Harness::open(&plan(dir.path()));
+        for _ in 0..60 {
+            match random.below(12) {
+                0 => {
+                    let copy = crash(dir.path());
+                    store.stop().await;
+                    dir = copy;
+                    store = Harness::open(&plan(dir.path()));
+                }
+                1 => drop(store.opened.store.merge(1, 0).await.unwrap()),
+                2 | 3 => {
+                    let rows = store.rows().await;
+                    let upto = random.below(rows.len() as u64 + 1) as usize;
+                    if let Some(row) = rows[..upto].last() {
+                        let gone = payloads(&rows[..upto]).len();
+                        model.outbound.drain(..gone);
+                        let mark = Mark { id: row.id, end: row.end() };
+                        store.opened.store.acked(1, mark).await.unwrap();
+                        store.stop().await;
+                        store = Harness::open(&plan(dir.path()));
+                    }
+                }
+                _ => store.apply(model.step(&mut random)).await,
+            }
+            model.check(&store).await;
+        }
+        // Nothing stays that nobody needs.
+        let queued: i64 = model.queues.values().map(|queue| queue.len() as i64).sum();
+        store.stop().await;
+        assert_eq!(count(dir.path(), "queue"), queued);
+        let db = rusqlite::Connection::open(dir.path().join("edge.db")).unwrap();
+        let stray: i64 = db
+            .query_row(
+                "SELECT count(*) FROM batch WHERE id NOT IN (SELECT batch FROM queue)
+                 AND id <= (SELECT max(acked_id, 1 << 48) FROM lane)",
+                [],
+                |row| row.get(0),
+            )
+            .unwrap();
+        assert_eq!(stray, 0, "seed {seed}");
+    }
+}

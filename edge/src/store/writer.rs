@@ -1,0 +1,284 @@
+//! The one writing thread: group commit.
+//!
+//! ```text
+//! what came while the last commit ran --> one transaction --> COMMIT returned --> Progress.committed, answers
+//! idle: at once                          busy: up to `commit_window_ms` for as many again
+//! ```
+//! A commit that fails is undone in memory too. A full disk: the ballast goes, lanes make room, once more. Anything
+//! else: nothing is acknowledged any more, the thread ends, `app` opens the store anew (a failed fsync leaves a page
+//! cache that cannot be trusted).
+//!
+//! Change here: when a commit happens. Not here: what is in it (`group`).
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use rusqlite::Connection;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time,
+};
+
+use super::{
+    Command, Error, Mark, Progress, budget,
+    group::{Group, State},
+    merge,
+};
+
+/// At most this often a mark makes a commit of its own.
+const MARK_EVERY: Duration = Duration::from_secs(1);
+
+/// A commit of at least so many changes means that publishers are busy.
+const BUSY: usize = 64;
+
+/// Times a group is tried again after making room on a full disk.
+const FULL_TRIES: usize = 3;
+
+/// The thread's possessions.
+pub(super) struct Writer {
+    pub(super) db: Connection,
+    pub(super) state: State,
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) progress: watch::Sender<Progress>,
+    pub(super) ballast: PathBuf,
+    /// Held as long as the file is open.
+    pub(super) lock: File,
+}
+
+/// Why and how many.
+type Dropped = Vec<(&'static str, u64)>;
+
+/// Marks that wait for a commit to ride on.
+#[derive(Default)]
+struct Marks {
+    waiting: HashMap<u16, Mark>,
+    applied: Option<Instant>,
+}
+
+impl Marks {
+    fn due(&self) -> bool {
+        !self.waiting.is_empty() && self.applied.is_none_or(|at| at.elapsed() >= MARK_EVERY)
+    }
+
+    fn take_if_due(&mut self) -> Vec<(u16, Mark)> {
+        if !self.due() {
+            return Vec::new();
+        }
+        self.applied = Some(Instant::now());
+        self.waiting.drain().collect()
+    }
+}
+
+impl Writer {
+    /// Runs until [`Command::Stop`], until nobody can send any more, or until the file fails.
+    pub(super) async fn run(mut self) {
+        let mut marks = Marks::default();
+        let mut last = 0;
+        loop {
+            let mut group = Vec::new();
+            let stop = self.collect(&mut group, &marks, last).await;
+            group.retain(|command| match command {
+                Command::Acked { lane, mark } => {
+                    marks.waiting.insert(*lane, *mark);
+                    false
+                }
+                _ => true,
+            });
+            if stop.is_some() {
+                marks.applied = None;
+            }
+            last = changes(&group);
+            if (!group.is_empty() || marks.due())
+                && let Err(error) = self.commit(group, marks.take_if_due())
+            {
+                tracing::error!(%error, "the store cannot commit; nothing is acknowledged any more");
+                self.progress.send_modify(|progress| progress.failed = Some(error));
+                return;
+            }
+            if let Some(reply) = stop {
+                self.close();
+                if let Some(reply) = reply {
+                    let _gone = reply.send(());
+                }
+                return;
+            }
+        }
+    }
+
+    /// Fills `group` with what is to be committed next. Answers when this is the last one.
+    async fn collect(
+        &mut self,
+        group: &mut Vec<Command>,
+        marks: &Marks,
+        last: usize,
+    ) -> Option<Option<oneshot::Sender<()>>> {
+        let first = if marks.waiting.is_empty() {
+            self.commands.recv().await
+        } else {
+            let wait =
+                marks.applied.map_or(Duration::ZERO, |at| MARK_EVERY.saturating_sub(at.elapsed()));
+            match time::timeout(wait, self.commands.recv()).await {
+                Ok(first) => first,
+                Err(_) => return None,
+            }
+        };
+        let mut next = match first {
+            None => return Some(None),
+            Some(Command::Stop { reply }) => return Some(Some(reply)),
+            Some(first) => Some(first),
+        };
+        let window = Duration::from_millis(self.state.settings.commit_window_ms);
+        let until = time::Instant::now() + window;
+        let mut size = 0;
+        while let Some(command) = next.take() {
+            if let Command::Apply { changes, .. } = &command {
+                size += changes.len();
+            }
+            group.push(command);
+            next = match self.commands.try_recv() {
+                Ok(command) => Some(command),
+                // Publishers whose acknowledgements went out with the last commit are about to send as many again.
+                Err(_) if last >= BUSY && size < last / 2 && size > 0 => {
+                    time::timeout_at(until, self.commands.recv()).await.ok().flatten()
+                }
+                Err(_) => None,
+            };
+            if let Some(Command::Stop { reply }) = next {
+                return Some(Some(reply));
+            }
+        }
+        None
+    }
+
+    /// One transaction, durable when this returns.
+    fn commit(&mut self, group: Vec<Command>, marks: Vec<(u16, Mark)>) -> Result<(), Error> {
+        let began = Instant::now();
+        let before = self.state.clone();
+        let mut tries = 0;
+        let (answers, dropped) = loop {
+            match self.try_commit(&group, &marks) {
+                Ok(done) => break done,
+                Err(error) => {
+                    self.state = before.clone();
+                    if !self.db.is_autocommit() {
+                        self.db.execute_batch("ROLLBACK")?;
+                    }
+                    tries += 1;
+                    if !error.is_full() || tries > FULL_TRIES {
+                        return Err(error);
+                    }
+                    tracing::error!(%error, "no room: dropping what lanes may drop");
+                    self.make_room()?;
+                }
+            }
+        };
+        for (why, n) in dropped {
+            self.state.status.dropped(why, n);
+        }
+        for lane in &self.state.lanes {
+            lane.publish(&self.db)?;
+        }
+        let mut committed = None;
+        let mut answers = answers;
+        for command in group {
+            match command {
+                Command::Apply { ticket, .. } => committed = Some(ticket),
+                Command::Merge { reply, .. } => {
+                    let merged = answers.pop().unwrap_or(0);
+                    let _gone = reply.send(merged);
+                }
+                Command::GiveUp { reply, .. } => {
+                    let _gone = reply.send(());
+                }
+                Command::Acked { .. } | Command::Stop { .. } => {}
+            }
+        }
+        self.progress.send_modify(|progress| {
+            progress.commits += 1;
+            progress.committed = committed.unwrap_or(progress.committed);
+        });
+        self.state.status.committed(began.elapsed());
+        Ok(())
+    }
+
+    /// Answers how many rows each merge made one, last first, and what was dropped.
+    fn try_commit(
+        &mut self,
+        group: &[Command],
+        marks: &[(u16, Mark)],
+    ) -> Result<(Vec<usize>, Dropped), Error> {
+        self.db.execute_batch("BEGIN IMMEDIATE")?;
+        let mut merged = Vec::new();
+        let mut work = Group::new(&self.db, &mut self.state);
+        for command in group {
+            match command {
+                Command::Apply { changes, .. } => {
+                    for change in changes {
+                        work.change(change)?;
+                    }
+                }
+                Command::Merge { lane, after, .. } => {
+                    merged.push(merge::merge(work.db, work.state, *lane, *after)?);
+                }
+                Command::GiveUp { id, reason, .. } => {
+                    let n = merge::give_up(work.db, work.state, *id, reason)?;
+                    work.dropped.push(("given_up", n));
+                }
+                Command::Acked { .. } | Command::Stop { .. } => {}
+            }
+        }
+        let mut synced = Vec::new();
+        for (number, mark) in marks {
+            if let Some(lane) = work.state.lane(*number) {
+                let n = lane.apply_mark(work.db, *mark)?;
+                synced.push((lane.info.clone(), n));
+            }
+        }
+        work.finish()?;
+        let dropped = std::mem::take(&mut work.dropped);
+        self.db.execute_batch("COMMIT")?;
+        for (lane, n) in synced {
+            lane.status.synced.add(n);
+        }
+        merged.reverse();
+        Ok((merged, dropped))
+    }
+
+    fn make_room(&mut self) -> Result<(), Error> {
+        if std::fs::remove_file(&self.ballast).is_ok() {
+            tracing::error!("the ballast file was given up to make room on the disk");
+            return Ok(());
+        }
+        self.db.execute_batch("BEGIN IMMEDIATE")?;
+        let dropped = budget::make_room(&self.db, &mut self.state.lanes)?;
+        self.db.execute_batch("COMMIT")?;
+        self.state.status.dropped("disk_full", dropped);
+        Ok(())
+    }
+
+    fn close(mut self) {
+        let saved = self.state.lanes.iter_mut().try_for_each(|lane| lane.save(&self.db));
+        if let Err(error) = saved {
+            tracing::warn!(%error, "totals of the lanes were not saved; the next start counts again");
+        }
+        let Self { db, lock, .. } = self;
+        if let Err((_, error)) = db.close() {
+            tracing::warn!(%error, "the store did not close cleanly");
+        }
+        drop(lock);
+    }
+}
+
+fn changes(group: &[Command]) -> usize {
+    group
+        .iter()
+        .map(|command| match command {
+            Command::Apply { changes, .. } => changes.len(),
+            _ => 0,
+        })
+        .sum()
+}
