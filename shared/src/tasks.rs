@@ -32,30 +32,32 @@ pub struct Failure {
 
 /// Starts a task that the process cannot do without. If it panics, or returns before `stop` is cancelled, that is
 /// logged, `stop` is cancelled, and [`failed`] tells the program to end with an error.
-pub fn critical(
+pub fn critical<T: Send + 'static>(
     name: &'static str,
     stop: &CancellationToken,
-    task: impl Future<Output = ()> + Send + 'static,
-) -> JoinHandle<()> {
+    task: impl Future<Output = T> + Send + 'static,
+) -> JoinHandle<T> {
     let guard = Guard { name, stop: Some(stop.clone()), returned: false };
     tokio::spawn(async move {
         let mut guard = guard;
-        task.await;
+        let result = task.await;
         guard.returned = true;
+        result
     })
 }
 
 /// [`critical`] for a thread.
-pub fn critical_thread(
+pub fn critical_thread<T: Send + 'static>(
     name: &'static str,
     stop: &CancellationToken,
-    work: impl FnOnce() + Send + 'static,
-) -> std::io::Result<thread::JoinHandle<()>> {
+    work: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<thread::JoinHandle<T>> {
     let guard = Guard { name, stop: Some(stop.clone()), returned: false };
     thread::Builder::new().name(name.to_owned()).spawn(move || {
         let mut guard = guard;
-        work();
+        let result = work();
         guard.returned = true;
+        result
     })
 }
 
@@ -130,7 +132,7 @@ mod tests {
         assert!(spawn("one of many", async { panic!("on purpose") }).await.is_err());
         assert_eq!(panics(), 1);
         assert_eq!(spawn("one of many", async { 7 }).await.unwrap(), 7);
-        critical("aborted", &stop, std::future::pending()).abort();
+        critical("aborted", &stop, std::future::pending::<()>()).abort();
         assert!(!stop.is_cancelled());
 
         let stopped = CancellationToken::new();

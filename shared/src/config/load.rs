@@ -107,6 +107,19 @@ impl<T: Default + Serialize + DeserializeOwned + Documented> Loader<T> {
         Ok(self)
     }
 
+    /// Takes `key=value` arguments of a flag that may be repeated (`--set`), the values as in variables.
+    pub fn pairs(mut self, flag: &str, pairs: &[String]) -> Result<Self, ConfigError> {
+        for pair in pairs {
+            let name = format!("{flag} {pair}");
+            let Some((key, value)) = pair.split_once('=') else {
+                let message = "expected key=value, as in log.cache_bytes=1000000".to_owned();
+                return Err(ConfigError::Key { name, message });
+            };
+            self.set(&name, key.trim(), value.trim())?;
+        }
+        Ok(self)
+    }
+
     /// All together.
     pub fn load(self) -> Result<T, ConfigError> {
         read(&self.values)

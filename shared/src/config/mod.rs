@@ -1,7 +1,7 @@
 //! Settings: declared once, in the part they belong to, with type, default, bounds, unit and meaning.
 //!
 //! Holds: the [`settings!`](crate::settings) macro, and what is made from it: the reader ([`Loader`]: file < environment <
-//! flag; an unknown key or a bad value is an error that names it), the generated reference ([`reference`]).
+//! flag; an unknown key or a bad value is an error that names it), the generated reference ([`reference()`]).
 //! A program's settings are one more `settings!` struct whose fields are the sections of its parts.
 //! Not here: any particular setting.
 

@@ -89,8 +89,11 @@ fn a_flag_beats_the_environment_and_that_beats_the_file() {
         .unwrap()
         .flag("--times", "times", None::<u32>)
         .unwrap()
+        .pairs("--set", &["part.deep.limit=9".to_owned()])
+        .unwrap()
         .load()
         .unwrap();
+    assert_eq!(settings.part.deep.limit, 9);
     assert_eq!(settings.times, 4);
     assert_eq!(settings.id.as_deref(), Some("12"));
     assert_eq!(settings.part.text, "17", "a string whatever it looks like");
@@ -135,6 +138,12 @@ fn an_error_names_the_key_where_it_stands_and_what_is_allowed() {
     says(&variable("TRIBUTARY_TIMES", "0"), &["TRIBUTARY_TIMES", "`times` = 0", "1..=9"]);
     let flag = Loader::<Program>::new().flag("--times", "times", Some("x")).unwrap_err();
     says(&flag.to_string(), &["--times", "u32"]);
+    let pair = |pair: &str| {
+        Loader::<Program>::new().pairs("--set", &[pair.to_owned()]).unwrap_err().to_string()
+    };
+    says(&pair("part.bytes"), &["--set part.bytes", "key=value"]);
+    says(&pair("part.bites=1"), &["--set part.bites=1", "`bites`"]);
+    says(&pair("times.x=1"), &["--set times.x=1", "u32"]);
 }
 
 #[test]
