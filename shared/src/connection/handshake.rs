@@ -1,0 +1,180 @@
+//! From an accepted stream to a checked CONNECT, within a deadline and a size.
+
+use std::{io, sync::atomic::Ordering, time::Duration};
+
+use bytes::BytesMut;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    time::timeout,
+};
+
+use super::{Counters, Settings, count};
+use crate::mqtt::{
+    Malformed, Packet, Reader, Reason, Version, check,
+    packet::{ConnAck, ConnAckProperties, Connect},
+    write::write,
+};
+
+/// How long a peer that is told why it is closed may take to read that.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// Most CONNECTs are far shorter.
+const FIRST_READ: usize = 512;
+
+/// A client that sent a legal CONNECT and has no answer yet.
+#[derive(Debug)]
+pub struct Opened<S> {
+    /// The socket.
+    pub stream: S,
+    /// Knows the version now.
+    pub reader: Reader,
+    /// What came after the CONNECT.
+    pub buffer: BytesMut,
+    /// What the client wants.
+    pub connect: Box<Connect>,
+}
+
+/// Why a connection came to nothing. The peer was told where the standard has a way to, and the socket is closed.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// The peer went.
+    #[error("closed before CONNECT")]
+    Closed,
+    /// The socket failed.
+    #[error("socket failed before CONNECT: {0}")]
+    Io(#[from] io::Error),
+    /// No CONNECT in time.
+    #[error("no CONNECT in time")]
+    Timeout,
+    /// The first bytes are not MQTT.
+    #[error("{0} on an MQTT port")]
+    WrongProtocol(&'static str),
+    /// MQTT, but not a legal CONNECT.
+    #[error("CONNECT refused: {0}")]
+    Malformed(Malformed),
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Opened<S> {
+    /// Answers with a CONNACK that says why not, and closes.
+    pub async fn refuse(mut self, reason: Reason) {
+        say_goodbye(&mut self.stream, &refusal(reason, self.connect.version)).await;
+    }
+}
+
+/// Reads the CONNECT. A malformed one is answered as the standard says: CONNACK with the reason code in version 5
+/// (MQTT-4.13.1-1 names it), return code 1 for an unknown level of 3.1.1, else silence (MQTT-3.1.4-1 of 3.1.1).
+pub async fn handshake<S>(
+    mut stream: S,
+    settings: &Settings,
+    counters: &Counters,
+) -> Result<Opened<S>, Refused>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut reader = Reader::server(settings.connect_bytes);
+    let mut buffer = BytesMut::new();
+    let reading = read_connect(&mut stream, &mut reader, &mut buffer, counters);
+    match timeout(Duration::from_millis(settings.handshake_ms), reading).await {
+        Ok(Ok(connect)) => {
+            count(&counters.packets_in);
+            Ok(Opened { stream, reader, buffer, connect })
+        }
+        Ok(Err(refused)) => {
+            match &refused {
+                Refused::Malformed(malformed) => {
+                    count(&counters.malformed);
+                    let answer = answer(malformed, reader.version());
+                    say_goodbye(&mut stream, &answer).await;
+                }
+                Refused::WrongProtocol(_) => count(&counters.wrong_protocol),
+                _ => {}
+            }
+            Err(refused)
+        }
+        Err(_) => {
+            count(&counters.handshake_timeouts);
+            Err(Refused::Timeout)
+        }
+    }
+}
+
+async fn read_connect<S>(
+    stream: &mut S,
+    reader: &mut Reader,
+    buffer: &mut BytesMut,
+    counters: &Counters,
+) -> Result<Box<Connect>, Refused>
+where
+    S: AsyncRead + Unpin,
+{
+    loop {
+        buffer.reserve(FIRST_READ.max(buffer.len()));
+        let bytes = stream.read_buf(buffer).await?;
+        if bytes == 0 {
+            return Err(Refused::Closed);
+        }
+        counters.bytes_in.fetch_add(bytes as u64, Ordering::Relaxed);
+        match reader.read(buffer) {
+            Ok(Some(Packet::Connect(connect))) => return Ok(connect),
+            Ok(None) => {}
+            Ok(Some(_)) => {
+                return Err(Refused::Malformed(Malformed::protocol("first packet is not CONNECT")));
+            }
+            Err(malformed) => {
+                return Err(match other_protocol(buffer, reader) {
+                    Some(name) => Refused::WrongProtocol(name),
+                    None => Refused::Malformed(malformed),
+                });
+            }
+        }
+    }
+}
+
+/// What else the bytes are, if they are not a CONNECT at all. A refused packet has left the buffer; other protocols are
+/// refused at their first byte, so theirs are still there.
+fn other_protocol(buffer: &[u8], reader: &Reader) -> Option<&'static str> {
+    match buffer {
+        [0x16, 0x03, ..] => Some("TLS"),
+        [b'G' | b'P' | b'H' | b'O' | b'D', b'A'..=b'Z', ..] => Some("HTTP"),
+        [b'A', b'M', b'Q', b'P', ..] => Some("AMQP"),
+        [first, ..] if reader.version().is_none() && first >> 4 != 1 => Some("unknown protocol"),
+        _ => None,
+    }
+}
+
+fn answer(malformed: &Malformed, version: Option<Version>) -> BytesMut {
+    match version {
+        Some(Version::V5) => refusal(malformed.reason, Version::V5),
+        Some(version) if malformed.reason == Reason::UNSUPPORTED_PROTOCOL_VERSION => {
+            refusal(malformed.reason, version)
+        }
+        _ => BytesMut::new(),
+    }
+}
+
+fn refusal(reason: Reason, version: Version) -> BytesMut {
+    let legal = reason.is_error() && check::is_connack_reason(reason);
+    let connack = ConnAck {
+        session_present: false,
+        reason: if legal { reason } else { Reason::UNSPECIFIED },
+        properties: ConnAckProperties::default(),
+    };
+    let mut out = BytesMut::new();
+    write(&Packet::ConnAck(Box::new(connack)), version, &mut out);
+    out
+}
+
+/// Writes `last` and closes, so that the peer can read it: what it still sends is read and thrown away for a moment,
+/// because closing with unread bytes resets the connection and takes `last` with it.
+pub(super) async fn say_goodbye<S>(stream: &mut S, last: &[u8])
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let goodbye = async {
+        if stream.write_all(last).await.is_ok() && stream.shutdown().await.is_ok() {
+            let mut rest = [0; 256];
+            while matches!(stream.read(&mut rest).await, Ok(1..)) {}
+        }
+    };
+    // Late or not, the stream is dropped next.
+    let _ = timeout(GOODBYE, goodbye).await;
+}
