@@ -10,6 +10,7 @@ pub mod config;
 pub mod connection;
 pub mod message;
 pub mod mqtt;
+pub mod net;
 pub mod record;
 pub mod session;
 pub mod tasks;
