@@ -4,7 +4,9 @@
 //! offsets: `log` gives keys their meaning. In `contract` stand the tests that every engine must pass.
 //! Change here: what is asked of a store. Not here: key layout (`log::keys`).
 
+pub mod contract;
 pub mod memory;
+pub mod slate;
 
 use std::{ops::Range, sync::Arc};
 
@@ -79,4 +81,35 @@ pub trait Shard: Send + Sync + 'static {
     ) -> Result<Vec<(Bytes, Bytes)>, EngineError>;
     /// Makes everything durable and lets go. Later calls return [`EngineError::Closed`].
     async fn close(&self) -> Result<(), EngineError>;
+}
+
+tributary_shared::settings! {
+    /// Storage: where the shards lie and how they are written.
+    pub struct Settings {
+        /// Shards of new data; 0 = 1 in a folder, 8 in a bucket. Fixed once the data is made; another number is refused.
+        pub shards: u16 = 0,
+        /// How long writes are gathered before they are made durable, ms; 0 = 5 in a folder, 200 in a bucket.
+        pub flush_ms: u64 = 0,
+        /// Size of a shard's in-memory table, MiB. Up to 8 times as much waits in memory when the store is slow.
+        pub l0_mib: u32 = 16,
+        /// Memory for blocks and indexes read from the store, MiB, all shards together.
+        pub block_cache_mib: u32 = 128,
+        /// Endpoint of an S3-compatible server, such as `http://127.0.0.1:9000`; empty = as the AWS_* variables say.
+        pub s3_endpoint: String = String::new(),
+    }
+}
+
+/// The engine at `url`: `file:///path`, `s3://bucket/prefix` or `memory://`. The error is a sentence for the operator.
+pub async fn connect(url: &str, settings: &Settings) -> Result<Arc<dyn Engine>, EngineError> {
+    if url == "memory://" {
+        return Ok(Arc::new(memory::MemoryEngine::new(settings.shards.max(1))));
+    }
+    if let Some(path) = url.strip_prefix("file://") {
+        return Ok(Arc::new(slate::SlateEngine::folder(url, path, settings).await?));
+    }
+    if let Some(rest) = url.strip_prefix("s3://") {
+        return Ok(Arc::new(slate::SlateEngine::bucket(url, rest, settings).await?));
+    }
+    let text = format!("`{url}` is not file:///path, s3://bucket/prefix or memory://");
+    Err(EngineError::Store(text))
 }

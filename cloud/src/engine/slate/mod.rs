@@ -1,0 +1,233 @@
+//! Shards on an object store: one SlateDB database a shard, on a local folder with fsync or in a bucket.
+//!
+//! SlateDB gives atomic batches, a write-ahead log of one object a flush, and the fence: opening a database takes the next
+//! writer epoch, after which an older writer's next flush fails. Change here: what a shard does.
+//! Not here: where it lies (`store`), SlateDB's settings (`tuning`).
+
+mod store;
+mod tuning;
+
+use std::{
+    fs::File,
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use slatedb::{
+    CloseReason, Db, DbStatus, Error, ErrorKind, PrefixExtractor, PrefixTarget, SstBlockSize,
+    WriteBatch,
+    config::{CloseOptions, ScanOptions, WriteOptions},
+    db_cache::{DbCache, SplitCache, moka::MokaCache, moka::MokaCacheOptions},
+    object_store::ObjectStore,
+};
+use store::Store;
+use tokio::sync::watch;
+
+use super::{CommitId, Engine, EngineError, ScanLimit, Settings, Shard, ShardId, Write};
+
+/// Scans of at most this many bytes leave their blocks in the cache: marks and state, not a consumer that catches up.
+const CACHED_SCAN: usize = 64 * 1024;
+/// Most bytes that a scan reads ahead.
+const READ_AHEAD: usize = 1024 * 1024;
+
+/// All shards at one URL.
+pub struct SlateEngine {
+    store: Store,
+    settings: Settings,
+    shards: u16,
+    cache: Arc<dyn DbCache>,
+    lock: Option<Arc<File>>,
+    /// The last opening of each shard, to be stopped before the next.
+    open: Mutex<Vec<Option<Db>>>,
+}
+
+impl SlateEngine {
+    /// `file:///path`, checked and locked.
+    pub async fn folder(url: &str, path: &str, settings: &Settings) -> Result<Self, EngineError> {
+        Self::start(store::folder(url, path)?, settings).await
+    }
+
+    /// `s3://bucket/prefix`, checked.
+    pub async fn bucket(url: &str, rest: &str, settings: &Settings) -> Result<Self, EngineError> {
+        Self::start(store::bucket(url, rest, settings)?, settings).await
+    }
+
+    /// On any object store that several processes can reach.
+    pub async fn objects(
+        objects: Arc<dyn ObjectStore>,
+        settings: &Settings,
+    ) -> Result<Self, EngineError> {
+        Self::start(store::objects(objects), settings).await
+    }
+
+    async fn start(mut store: Store, settings: &Settings) -> Result<Self, EngineError> {
+        let shards = store.prepare(settings.shards).await?;
+        let bytes = u64::from(settings.block_cache_mib) * 1024 * 1024;
+        let moka = |max_capacity| {
+            let options = MokaCacheOptions { max_capacity, ..MokaCacheOptions::default() };
+            Some(Arc::new(MokaCache::new_with_opts(options)) as Arc<dyn DbCache>)
+        };
+        // Indexes and filters have their own half, so that a scan cannot push them out.
+        let cache = SplitCache::new()
+            .with_block_cache(moka(bytes / 2))
+            .with_meta_cache(moka(bytes - bytes / 2))
+            .build();
+        let lock = store.lock.take().map(Arc::new);
+        let open = Mutex::new((0..shards).map(|_| None).collect());
+        let settings = settings.clone();
+        Ok(Self { store, settings, shards, cache: Arc::new(cache), lock, open })
+    }
+
+    /// Stops our own earlier opening; what it had not made durable is lost, as its callers were told.
+    async fn stop_earlier(&self, shard: ShardId) {
+        let earlier = {
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.get_mut(usize::from(shard.0)).and_then(Option::take)
+        };
+        if let Some(db) = earlier {
+            let at_once = CloseOptions::default().with_flush_type(None);
+            // It may be closed, fenced or broken already; the next opening fences it in any case.
+            if let Err(error) = db.close_with_options(at_once).await {
+                tracing::debug!(shard = shard.0, %error, "earlier opening did not close");
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Engine for SlateEngine {
+    fn shards(&self) -> u16 {
+        self.shards
+    }
+
+    async fn open(&self, shard: ShardId) -> Result<Arc<dyn Shard>, EngineError> {
+        if shard.0 >= self.shards {
+            let text = format!("{} has no shard {}", self.store.url, shard.0);
+            return Err(EngineError::Store(text));
+        }
+        self.stop_earlier(shard).await;
+        let path = self.store.child(&format!("shard-{}", shard.0));
+        let db = Db::builder(path, Arc::clone(&self.store.objects))
+            .with_settings(tuning::slate(self.store.medium, &self.settings))
+            .with_sst_block_size(SstBlockSize::Block16Kib)
+            .with_segment_extractor(Arc::new(ByKind))
+            .with_db_cache(Arc::clone(&self.cache), u64::from(shard.0))
+            .build()
+            .await
+            .map_err(|error| explain(shard, &error))?;
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = open.get_mut(usize::from(shard.0)) {
+            *slot = Some(db.clone());
+        }
+        let status = db.subscribe();
+        Ok(Arc::new(SlateShard { id: shard, db, status, _lock: self.lock.clone() }))
+    }
+}
+
+/// Keys of one kind (their first byte) are compacted by themselves: records, which are appended, apart from marks, which are
+/// overwritten. Fixed when a database is made.
+struct ByKind;
+
+impl PrefixExtractor for ByKind {
+    fn name(&self) -> &'static str {
+        "kind"
+    }
+
+    fn prefix_len(&self, target: &PrefixTarget) -> Option<usize> {
+        let (PrefixTarget::Point(bytes) | PrefixTarget::Prefix(bytes)) = target;
+        (!bytes.is_empty()).then_some(1)
+    }
+}
+
+struct SlateShard {
+    id: ShardId,
+    db: Db,
+    status: watch::Receiver<DbStatus>,
+    /// The folder stays locked as long as anything of it is open.
+    _lock: Option<Arc<File>>,
+}
+
+#[async_trait]
+impl Shard for SlateShard {
+    async fn write(&self, writes: Vec<Write>) -> Result<CommitId, EngineError> {
+        let mut batch = WriteBatch::new();
+        for write in writes {
+            match write {
+                Write::Put(key, value) => batch.put_bytes(key, value),
+                Write::Delete(key) => batch.delete(key),
+            }
+        }
+        if batch.is_empty() {
+            return Ok(CommitId(0));
+        }
+        let written = self.db.write_with_options(batch, &WriteOptions::default()).await;
+        written.map(|handle| CommitId(handle.seqnum())).map_err(|error| explain(self.id, &error))
+    }
+
+    async fn durable(&self, commit: CommitId) -> Result<(), EngineError> {
+        let mut status = self.status.clone();
+        let reached = status
+            .wait_for(|s| s.durable_seq >= commit.0 || s.close_reason.is_some())
+            .await
+            .map_err(|_| EngineError::Closed)?;
+        match &reached.close_reason {
+            _ if reached.durable_seq >= commit.0 => Ok(()),
+            Some(reason) => Err(closed(self.id, *reason)),
+            None => Ok(()),
+        }
+    }
+
+    async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.db.get(key).await.map_err(|error| explain(self.id, &error))
+    }
+
+    async fn scan(
+        &self,
+        range: Range<Bytes>,
+        limit: ScanLimit,
+    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        let mut found = Vec::new();
+        if range.start >= range.end {
+            return Ok(found);
+        }
+        let options = ScanOptions {
+            read_ahead_bytes: limit.bytes.clamp(1, READ_AHEAD),
+            cache_blocks: limit.bytes <= CACHED_SCAN,
+            ..ScanOptions::default()
+        };
+        let failed = |error: Error| explain(self.id, &error);
+        let mut entries = self.db.scan_with_options(range, &options).await.map_err(failed)?;
+        let mut bytes = 0;
+        while found.is_empty() || (found.len() < limit.entries && bytes < limit.bytes) {
+            let Some(entry) = entries.next().await.map_err(failed)? else { break };
+            bytes += entry.key.len() + entry.value.len();
+            if !found.is_empty() && bytes > limit.bytes {
+                break;
+            }
+            found.push((entry.key, entry.value));
+        }
+        Ok(found)
+    }
+
+    async fn close(&self) -> Result<(), EngineError> {
+        self.db.close().await.map_err(|error| explain(self.id, &error))
+    }
+}
+
+fn explain(shard: ShardId, error: &Error) -> EngineError {
+    match error.kind() {
+        ErrorKind::Closed(CloseReason::Panic) => EngineError::Store(error.to_string()),
+        ErrorKind::Closed(reason) => closed(shard, reason),
+        _ => EngineError::Store(error.to_string()),
+    }
+}
+
+fn closed(shard: ShardId, reason: CloseReason) -> EngineError {
+    match reason {
+        CloseReason::Clean => EngineError::Closed,
+        CloseReason::Fenced => EngineError::Fenced(shard),
+        other => EngineError::Store(format!("shard {} stopped: {other:?}", shard.0)),
+    }
+}

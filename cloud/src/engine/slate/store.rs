@@ -1,0 +1,211 @@
+//! From a URL to an object store that keeps its word: the folder's lock, the bucket's options, the format object, the probe.
+//!
+//! ```text
+//! <prefix>/tributary.json    {"format":1,"shards":8}   made once, create-if-absent
+//! <prefix>/lock              file only: held while a process serves the folder
+//! <prefix>/probe/<random>    gone after the start
+//! <prefix>/shard-<n>/        one SlateDB database each
+//! ```
+//! Every refusal is one sentence that names the URL and what to do.
+
+use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
+
+use futures::future::join_all;
+use serde::{Deserialize, Serialize};
+use slatedb::object_store::{
+    Attribute, Attributes, ClientOptions, Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
+    PutPayload, aws::AmazonS3Builder, local::LocalFileSystem, path::Path,
+};
+
+use super::tuning::Medium;
+use crate::engine::{EngineError, Settings};
+
+/// Version of everything under the prefix.
+const FORMAT: u32 = 1;
+/// A store that does not answer a first small request for this long is not there.
+const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+/// Writers that race for one object in the probe.
+const RACERS: usize = 8;
+
+/// An opened and checked place.
+pub(super) struct Store {
+    pub objects: Arc<dyn ObjectStore>,
+    pub prefix: Path,
+    pub medium: Medium,
+    /// As in errors.
+    pub url: String,
+    pub lock: Option<File>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Format {
+    format: u32,
+    shards: u16,
+}
+
+/// `file:///path`: made if missing; one process at a time.
+pub(super) fn folder(url: &str, path: &str) -> Result<Store, EngineError> {
+    let refuse = |what: &str, error: &dyn std::fmt::Display| {
+        EngineError::Store(format!("{url}: {what}: {error}"))
+    };
+    if !path.starts_with('/') {
+        return Err(refuse("not an absolute path", &"write file:///var/lib/tributary"));
+    }
+    let folder = PathBuf::from(path);
+    std::fs::create_dir_all(&folder).map_err(|e| refuse("the folder cannot be made", &e))?;
+    let lock = File::create(folder.join("lock"))
+        .map_err(|e| refuse("the folder cannot be written", &e))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => {
+            return Err(refuse("the folder is in use", &"another tributary-cloud serves it"));
+        }
+        Err(std::fs::TryLockError::Error(e)) => {
+            return Err(refuse("the folder cannot be locked", &e));
+        }
+    }
+    let objects = LocalFileSystem::new_with_prefix(&folder)
+        .map_err(|e| refuse("the folder cannot be opened", &e))?
+        // Without it what was acknowledged is lost with the power.
+        .with_fsync(true);
+    Ok(Store {
+        objects: Arc::new(objects),
+        prefix: Path::default(),
+        medium: Medium::File,
+        url: url.into(),
+        lock: Some(lock),
+    })
+}
+
+/// `s3://bucket/prefix`: credentials, region and endpoint from `AWS_*` variables; `s3_endpoint` overrides.
+pub(super) fn bucket(url: &str, rest: &str, settings: &Settings) -> Result<Store, EngineError> {
+    let refuse = |error: &dyn std::fmt::Display| EngineError::Store(format!("{url}: {error}"));
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    if bucket.is_empty() {
+        return Err(refuse(&"names no bucket; write s3://bucket/prefix"));
+    }
+    let prefix = Path::parse(prefix.trim_end_matches('/')).map_err(|e| refuse(&e))?;
+    let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
+    if !settings.s3_endpoint.is_empty() {
+        let plain = settings.s3_endpoint.starts_with("http://");
+        let options = ClientOptions::new().with_allow_http(plain);
+        builder = builder.with_endpoint(&settings.s3_endpoint).with_client_options(options);
+    }
+    let objects = builder.build().map_err(|e| refuse(&e))?;
+    Ok(Store {
+        objects: Arc::new(objects),
+        prefix,
+        medium: Medium::Bucket,
+        url: url.into(),
+        lock: None,
+    })
+}
+
+/// A store that was made elsewhere.
+pub(super) fn objects(objects: Arc<dyn ObjectStore>) -> Store {
+    let (url, prefix) = (objects.to_string(), Path::default());
+    Store { objects, prefix, medium: Medium::Bucket, url, lock: None }
+}
+
+impl Store {
+    /// Probes the store, then reads or makes the format object. Returns the number of shards.
+    pub(super) async fn prepare(&self, shards: u16) -> Result<u16, EngineError> {
+        let prepared = async {
+            self.probe().await?;
+            self.shards(shards).await
+        };
+        tokio::time::timeout(ANSWER_WITHIN, prepared)
+            .await
+            .map_err(|_| self.refuse(&format!("no answer within {} s", ANSWER_WITHIN.as_secs())))?
+    }
+
+    pub(super) fn child(&self, name: &str) -> Path {
+        self.prefix.clone().join(name)
+    }
+
+    fn refuse(&self, what: &str) -> EngineError {
+        EngineError::Store(format!("{}: {what}", self.url))
+    }
+
+    fn failed(&self, doing: &str, error: &Error) -> EngineError {
+        self.refuse(&format!("{doing}: {error}"))
+    }
+
+    async fn shards(&self, wanted: u16) -> Result<u16, EngineError> {
+        let path = self.child("tributary.json");
+        let shards = if wanted == 0 { self.medium.default_shards() } else { wanted };
+        let format = Format { format: FORMAT, shards };
+        let body = serde_json::to_vec(&format).map_err(|e| self.refuse(&e.to_string()))?;
+        let create = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        match self.objects.put_opts(&path, PutPayload::from(body), create).await {
+            Ok(_) => return Ok(shards),
+            Err(Error::AlreadyExists { .. }) => {}
+            Err(error) => return Err(self.failed("the format object cannot be written", &error)),
+        }
+        let body = async { self.objects.get(&path).await?.bytes().await }.await;
+        let body = body.map_err(|e| self.failed("the format object cannot be read", &e))?;
+        let found: Format = serde_json::from_slice(&body)
+            .map_err(|e| self.refuse(&format!("tributary.json is not readable: {e}")))?;
+        if found.format != FORMAT {
+            let text = format!("has format {}, this program reads {FORMAT}", found.format);
+            return Err(self.refuse(&text));
+        }
+        if wanted != 0 && wanted != found.shards {
+            let have = found.shards;
+            let text = format!("was made with {have} shards, the setting `shards` says {wanted}");
+            return Err(self.refuse(&text));
+        }
+        Ok(found.shards)
+    }
+
+    /// Fencing, and so every promise, rests on these three properties of the store.
+    async fn probe(&self) -> Result<(), EngineError> {
+        let path = self.child("probe").join(uuid::Uuid::new_v4().to_string());
+        let outcome = self.probe_at(&path).await;
+        let removed = self.objects.delete(&path).await;
+        outcome?;
+        removed.map_err(|e| self.failed("objects cannot be deleted", &e))
+    }
+
+    async fn probe_at(&self, path: &Path) -> Result<(), EngineError> {
+        let body = |racer: usize| format!("racer {racer}");
+        let race = join_all((0..RACERS).map(async |racer| {
+            let mut attributes = Attributes::new();
+            if self.medium == Medium::Bucket {
+                attributes.insert(Attribute::Metadata("racer".into()), racer.to_string().into());
+            }
+            let create = PutOptions { mode: PutMode::Create, attributes, ..PutOptions::default() };
+            self.objects.put_opts(path, PutPayload::from(body(racer)), create).await
+        }))
+        .await;
+        let mut winner = None;
+        for (racer, result) in race.iter().enumerate() {
+            match result {
+                Ok(_) if winner.is_some() => {
+                    return Err(self.refuse(
+                        "the store let two writers create one object; it needs conditional writes (If-None-Match)",
+                    ));
+                }
+                Ok(_) => winner = Some(racer),
+                Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {}
+                Err(error) => return Err(self.failed("objects cannot be written", error)),
+            }
+        }
+        let winner =
+            winner.ok_or_else(|| self.refuse("the store refused every writer of a new object"))?;
+        let read = self.objects.get(path).await;
+        let read = read.map_err(|e| self.failed("what was written cannot be read", &e))?;
+        if self.medium == Medium::Bucket {
+            let kept = read.attributes.get(&Attribute::Metadata("racer".into()));
+            if kept.is_none_or(|value| value.as_ref() != winner.to_string()) {
+                return Err(self.refuse("the store does not keep the metadata of objects"));
+            }
+        }
+        let bytes = read.bytes().await;
+        let bytes = bytes.map_err(|e| self.failed("what was written cannot be read", &e))?;
+        if bytes != body(winner).as_bytes() {
+            return Err(self.refuse("the store gave back something else than what was written"));
+        }
+        Ok(())
+    }
+}

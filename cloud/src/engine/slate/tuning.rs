@@ -1,0 +1,110 @@
+//! SlateDB's settings: what differs from its defaults, and why.
+//!
+//! Measured on two cores, file with fsync, 64 KiB values, 64 in flight: as shipped 44 MB/s with stalls of 7 s (L0 fills up
+//! while the compactor looks every 5 s); with these 177-236 MB/s, p99 40 ms.
+
+use std::time::Duration;
+
+use slatedb::{
+    Settings as Slate,
+    config::{
+        CompactionWorkerOptions, CompactorOptions, GarbageCollectorDirectoryOptions,
+        GarbageCollectorOptions,
+    },
+};
+
+use crate::engine::Settings;
+
+const MIB: usize = 1024 * 1024;
+
+/// Where the objects lie decides what a request costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Medium {
+    /// Requests are cheap, a flush is an fsync.
+    File,
+    /// Requests cost money and tens of milliseconds.
+    Bucket,
+}
+
+impl Medium {
+    /// Shards of new data if no setting says how many.
+    pub(super) fn default_shards(self) -> u16 {
+        match self {
+            Self::File => 1,
+            Self::Bucket => 8,
+        }
+    }
+
+    fn pick<T>(self, file: T, bucket: T) -> T {
+        match self {
+            Self::File => file,
+            Self::Bucket => bucket,
+        }
+    }
+}
+
+pub(super) fn slate(medium: Medium, settings: &Settings) -> Slate {
+    let flush = match settings.flush_ms {
+        0 => medium.pick(5, 200),
+        some => some,
+    };
+    let l0 = (settings.l0_mib as usize).max(1) * MIB;
+    Slate {
+        flush_interval: Some(Duration::from_millis(flush)),
+        // Also how soon compacted tables replace the many small ones in reads.
+        manifest_poll_interval: medium.pick(Duration::from_millis(100), Duration::from_secs(5)),
+        l0_sst_size_bytes: l0,
+        max_unflushed_bytes: l0 * 8,
+        // Writers stall at these; the compactor needs room to catch up. Each kind of key makes its own tables.
+        l0_max_ssts: 512,
+        l0_max_ssts_per_key: 64,
+        compactor_options: Some(compactor(medium)),
+        garbage_collector_options: Some(garbage(medium)),
+        ..Slate::default()
+    }
+}
+
+fn compactor(medium: Medium) -> CompactorOptions {
+    let look = medium.pick(Duration::from_millis(100), Duration::from_secs(1));
+    CompactorOptions {
+        poll_interval: look,
+        commit_compacted_interval: look,
+        // Tables of one partition follow each other: they need not be rewritten.
+        enable_trivial_move: true,
+        max_concurrent_compactions: 2,
+        // What compaction replaced stays this long; our scans are pages of some MiB.
+        checkpoint_lifetime: Duration::from_secs(120),
+        worker: Some(CompactionWorkerOptions {
+            max_concurrent_compactions: 2,
+            compactions_poll_interval: look,
+            max_sst_size: 64 * MIB,
+            max_subcompactions: 1,
+            ..CompactionWorkerOptions::default()
+        }),
+        ..CompactorOptions::default()
+    }
+}
+
+fn garbage(medium: Medium) -> GarbageCollectorOptions {
+    let directory = |seconds, min_age| {
+        Some(GarbageCollectorDirectoryOptions {
+            interval: Some(Duration::from_secs(seconds)),
+            min_age: Duration::from_secs(min_age),
+            dry_run: false,
+        })
+    };
+    GarbageCollectorOptions {
+        manifest_options: directory(60, 300),
+        // One object a flush: 200 a second on file.
+        wal_options: medium.pick(directory(10, 10), directory(60, 60)),
+        // Never: a fence that is gone lets a writer that slept through its replacement believe that it wrote.
+        wal_fence_options: None,
+        compacted_options: directory(60, 300),
+        compactions_options: directory(60, 300),
+        detach_options: None,
+        metric_level: None,
+        // A local folder has no conditional overwrite; there the lock file keeps other writers out.
+        boundary_files_enabled: medium == Medium::Bucket,
+        object_store_max_retries: None,
+    }
+}
