@@ -1,3 +1,5 @@
+//! Where settings come from, what is said about bad ones, and the file that explains them.
+
 use super::*;
 
 crate::settings! {
