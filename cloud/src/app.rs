@@ -1,0 +1,159 @@
+//! Builds the parts, joins their handles, owns start and stop order.
+//!
+//! ```text
+//! start: listeners bound -> log open -> heads -> "ready"        stop: heads -> log closed
+//! ```
+//! Listeners are bound before the data is opened: a second cloud on the same ports must not fence the first.
+//! Not here: settings (`config`), signals (`main`), what the parts do.
+
+use std::{
+    io::Write as _,
+    net::SocketAddr,
+    time::Duration,
+};
+
+use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admin,
+    bridge::Bridge,
+    config::Config,
+    engine::{self, EngineError},
+    listen,
+    log::{Log, LogError},
+    route::{RouteError, Routes, Routing},
+    status::Status,
+};
+
+/// For the heads to say goodbye to their clients.
+const HEADS_STOP: Duration = Duration::from_millis(2_500);
+/// For the log to make durable what it has taken.
+const LOG_STOP: Duration = Duration::from_secs(2);
+
+/// Why the cloud does not run (any more). One sentence each.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum AppError {
+    #[error("address `{address}` of the {name} listener is not usable: {error}")]
+    Listen { name: &'static str, address: String, error: std::io::Error },
+    #[error("data at {url} cannot be opened: {error}")]
+    Engine { url: String, error: EngineError },
+    #[error("data at {url} cannot be opened: {error}")]
+    Log { url: String, error: LogError },
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    #[error("stopped because {0}")]
+    Part(String),
+    #[error("the log did not close in time: what was acknowledged is safe")]
+    Close,
+}
+
+struct Listeners {
+    mqtt: TcpListener,
+    kafka: TcpListener,
+    amqp: TcpListener,
+    admin: TcpListener,
+}
+
+/// Runs until `stop`, or until a part fails.
+pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppError> {
+    let listeners = bind(&config).await?;
+    let log = open(&config).await?;
+    let routing = Routing::new(Routes::default());
+    routing.set(Routes::new(config.routes.clone())?, &log)?;
+    let status = Status::default();
+    let ready = ready_line(&listeners);
+    let heads_stop = stop.child_token();
+    let mut heads = start(&config, listeners, &log, &routing, &status, &heads_stop);
+    status.set_ready(true);
+    say(&ready);
+    let outcome = tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        Some(ended) = heads.join_next() => Err(AppError::Part(match ended {
+            Ok(why) => why,
+            Err(error) => error.to_string(),
+        })),
+    };
+    status.set_ready(false);
+    heads_stop.cancel();
+    let ended = async { while heads.join_next().await.is_some() {} };
+    if timeout(HEADS_STOP, ended).await.is_err() {
+        heads.abort_all();
+    }
+    match timeout(LOG_STOP, log.close()).await {
+        Ok(Ok(()) | Err(LogError::Closed)) => outcome,
+        Ok(Err(error)) => outcome.and(Err(AppError::Part(error.to_string()))),
+        Err(_) => outcome.and(Err(AppError::Close)),
+    }
+}
+
+/// Starts all heads; a task that ends says why.
+fn start(
+    config: &Config,
+    listeners: Listeners,
+    log: &Log,
+    routing: &Routing,
+    status: &Status,
+    stop: &CancellationToken,
+) -> JoinSet<String> {
+    let mut heads = JoinSet::new();
+    let bridge = Bridge::new(log.clone(), routing.clone(), config.bridge.clone());
+    let shown = admin::Shown {
+        log: log.clone(),
+        bridge: bridge.clone(),
+        routing: routing.clone(),
+        status: status.clone(),
+    };
+    let ended = |name: &'static str| move |result: std::io::Result<()>| match result {
+        Ok(()) => format!("the {name} listener ended"),
+        Err(error) => format!("the {name} listener failed: {error}"),
+    };
+    let admin = admin::serve(listeners.admin, shown, stop.clone());
+    heads.spawn(async move { ended("admin")(admin.await) });
+    let mqtt = listen::serve(listeners.mqtt, bridge, stop.clone());
+    heads.spawn(async move { ended("mqtt")(mqtt.await) });
+    heads
+}
+
+async fn open(config: &Config) -> Result<Log, AppError> {
+    let url = || config.data.clone();
+    let engine = engine::open(&config.data)
+        .await
+        .map_err(|error| AppError::Engine { url: url(), error })?;
+    let log = Log::open(engine, config.log.clone()).await;
+    log.map_err(|error| AppError::Log { url: url(), error })
+}
+
+async fn bind(config: &Config) -> Result<Listeners, AppError> {
+    let listen = &config.listen;
+    Ok(Listeners {
+        mqtt: bind_one("mqtt", &listen.mqtt).await?,
+        kafka: bind_one("kafka", &listen.kafka).await?,
+        amqp: bind_one("amqp", &listen.amqp).await?,
+        admin: bind_one("admin", &listen.admin).await?,
+    })
+}
+
+async fn bind_one(name: &'static str, address: &str) -> Result<TcpListener, AppError> {
+    let failed = |error| AppError::Listen { name, address: address.to_owned(), error };
+    TcpListener::bind(address).await.map_err(failed)
+}
+
+fn ready_line(listeners: &Listeners) -> String {
+    let address = |listener: &TcpListener| {
+        let address: Option<SocketAddr> = listener.local_addr().ok();
+        address.map(|address| address.to_string()).unwrap_or_default()
+    };
+    let addresses = serde_json::json!({
+        "mqtt": address(&listeners.mqtt), "kafka": address(&listeners.kafka),
+        "amqp": address(&listeners.amqp), "admin": address(&listeners.admin),
+    });
+    format!("ready {addresses}\n")
+}
+
+/// The one line on stdout. A reader that is gone is not our trouble.
+fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(line.as_bytes()).and_then(|()| out.flush());
+}
