@@ -6,11 +6,7 @@
 //! Listeners are bound before the data is opened: a second cloud on the same ports must not fence the first.
 //! Not here: settings (`config`), signals (`main`), what the parts do.
 
-use std::{
-    io::Write as _,
-    net::SocketAddr,
-    time::Duration,
-};
+use std::{io::Write as _, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -19,7 +15,7 @@ use crate::{
     admin,
     bridge::Bridge,
     config::Config,
-    engine::{self, EngineError},
+    engine::{Engine, EngineError, memory::MemoryEngine},
     listen,
     log::{Log, LogError},
     route::{RouteError, Routes, Routing},
@@ -105,9 +101,11 @@ fn start(
         routing: routing.clone(),
         status: status.clone(),
     };
-    let ended = |name: &'static str| move |result: std::io::Result<()>| match result {
-        Ok(()) => format!("the {name} listener ended"),
-        Err(error) => format!("the {name} listener failed: {error}"),
+    let ended = |name: &'static str| {
+        move |result: std::io::Result<()>| match result {
+            Ok(()) => format!("the {name} listener ended"),
+            Err(error) => format!("the {name} listener failed: {error}"),
+        }
     };
     let admin = admin::serve(listeners.admin, shown, stop.clone());
     heads.spawn(async move { ended("admin")(admin.await) });
@@ -118,11 +116,16 @@ fn start(
 
 async fn open(config: &Config) -> Result<Log, AppError> {
     let url = || config.data.clone();
-    let engine = engine::open(&config.data)
-        .await
-        .map_err(|error| AppError::Engine { url: url(), error })?;
+    let engine = engine_at(&config.data).map_err(|error| AppError::Engine { url: url(), error })?;
     let log = Log::open(engine, config.log.clone()).await;
     log.map_err(|error| AppError::Log { url: url(), error })
+}
+
+fn engine_at(url: &str) -> Result<Arc<dyn Engine>, EngineError> {
+    match url.split_once("://") {
+        Some(("memory", _)) => Ok(Arc::new(MemoryEngine::new(1))),
+        _ => Err(EngineError::Store("unknown kind of URL".into())),
+    }
 }
 
 async fn bind(config: &Config) -> Result<Listeners, AppError> {

@@ -2,12 +2,14 @@
 //!
 //! Change here: which parts have settings. Not here: any part's settings, reading files and flags (`shared::config`).
 
+use tributary_shared::telemetry;
+
 use crate::{bridge, log, route::Rule};
 
 tributary_shared::settings! {
-    /// Addresses of the listeners. Beyond loopback TLS and authentication are needed.
+    /// Addresses of the listeners. Port 0 picks a free one. Beyond loopback TLS and authentication are needed.
     pub struct Listen {
-        /// MQTT clients and edges. Port 0 picks a free one, here and below.
+        /// MQTT clients and edges.
         pub mqtt: String = "127.0.0.1:1884".into(),
         /// Kafka clients.
         pub kafka: String = "127.0.0.1:9092".into(),
@@ -19,74 +21,47 @@ tributary_shared::settings! {
 }
 
 tributary_shared::settings! {
-    /// The cloud.
+    /// Tributary's cloud: one durable log that Kafka, AMQP and MQTT clients share.
     pub struct Config {
-        /// Where the data is: file:///path for one machine, s3://bucket/prefix for an object store, memory:// for trials.
+        /// Where the data is: file:///path on this machine, s3://bucket/prefix on an object store, memory:// for trials.
         pub data: String = "file:///var/lib/tributary".into(),
-        /// Addresses.
+        /// Addresses of the listeners. Port 0 picks a free one. Beyond loopback TLS and authentication are needed.
         pub listen: Listen = Listen::default(),
-        /// Log.
+        /// The log: limits and defaults of streams.
         pub log: log::Settings = log::Settings::default(),
-        /// Bridge.
+        /// The bridge: the door for edges on the MQTT listener.
         pub bridge: bridge::Settings = bridge::Settings::default(),
-        /// Routes, first match wins; what none takes goes to stream mqtt.messages. Each has filter, stream and, if wanted,
-        /// key and partition ("edge" or "key").
+        /// Which stream a topic's messages go to. The first match wins; what none takes goes to stream mqtt.messages.
         pub routes: Vec<Rule> = Vec::new(),
+        /// Log lines, on stderr.
+        pub telemetry: telemetry::Settings = telemetry::Settings::default(),
     }
 }
 
-/// Why there are no settings.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
-pub enum ConfigError {
-    #[error("settings file {path} cannot be read: {error}")]
-    Read { path: String, error: std::io::Error },
-    #[error("settings file {path}: {error}")]
-    File { path: String, error: Box<toml::de::Error> },
-    #[error("--set {0}: expected key=value, the key with dots, the value as in the file")]
-    Set(String),
-    #[error("{0}")]
-    Value(String),
-}
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
 
-/// Settings from an optional file and `key=value` pairs that override it.
-pub fn load(file: Option<&str>, set: &[String]) -> Result<Config, ConfigError> {
-    let mut table = toml::Table::new();
-    if let Some(path) = file {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| ConfigError::Read { path: path.into(), error })?;
-        let read = |error| ConfigError::File { path: path.into(), error: Box::new(error) };
-        table = text.parse().map_err(read)?;
-        // Checked alone, so that an error names its line.
-        toml::from_str::<Config>(&text).map_err(read)?;
-    }
-    for pair in set {
-        let (key, value) = pair.split_once('=').ok_or_else(|| ConfigError::Set(pair.clone()))?;
-        // A value that is not TOML by itself is a string.
-        let value = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut t| t.remove("v"));
-        let value = value.unwrap_or_else(|| pair.split_once('=').map_or("", |(_, v)| v).into());
-        insert(&mut table, key, value).ok_or_else(|| ConfigError::Set(pair.clone()))?;
-    }
-    Config::deserialize_table(table)
-}
+    use tributary_shared::config::{Loader, is_current, reference};
 
-fn insert(table: &mut toml::Table, key: &str, value: toml::Value) -> Option<()> {
-    match key.split_once('.') {
-        None => {
-            table.insert(key.to_owned(), value);
-            Some(())
-        }
-        Some((section, rest)) => {
-            let inner = table.entry(section).or_insert_with(|| toml::Table::new().into());
-            insert(inner.as_table_mut()?, rest, value)
-        }
-    }
-}
+    use super::*;
 
-impl Config {
-    fn deserialize_table(table: toml::Table) -> Result<Self, ConfigError> {
-        table.try_into().map_err(|error: toml::de::Error| {
-            ConfigError::Value(error.to_string().trim_end().replace('\n', ", "))
-        })
+    #[test]
+    fn the_reference_file_names_every_setting() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/cloud.toml");
+        is_current(&path, &reference::<Config>("tributary-cloud")).unwrap();
+    }
+
+    #[test]
+    fn routes_are_read_from_a_file_and_an_unknown_key_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cloud.toml");
+        let text = "[[routes]]\nfilter = \"a/#\"\nstream = \"a\"\npartition = \"key\"\n";
+        std::fs::write(&path, text).unwrap();
+        let config = Loader::<Config>::new().file(&path).unwrap().load().unwrap();
+        assert_eq!(config.routes.len(), 1);
+        std::fs::write(&path, "[bridge]\nrecieve_maximum = 3\n").unwrap();
+        let error = Loader::<Config>::new().file(&path).unwrap_err().to_string();
+        assert!(error.contains("recieve_maximum"), "{error}");
     }
 }

@@ -3,8 +3,11 @@
 //! Heads (`bridge`, `mqtt`, `kafka`, `amqp`) are siblings over `log`; `log` stands on `engine`. Heads never see each other.
 
 pub mod admin;
+pub mod app;
 pub mod bridge;
+pub mod config;
 pub mod engine;
+pub mod listen;
 pub mod log;
 pub mod route;
 pub mod status;

@@ -1,11 +1,15 @@
 //! Arguments, settings, start, wait for a signal; no logic.
 
-use std::process::ExitCode;
+use std::{convert::Infallible, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tributary_cloud::{app, config};
+use tributary_cloud::{app, config::Config};
+use tributary_shared::{
+    config::{ConfigError, Loader},
+    telemetry,
+};
 
 /// One durable log on an object store, read and written with Kafka, AMQP 0-9-1 and MQTT clients.
 #[derive(Parser)]
@@ -21,13 +25,14 @@ enum Command {
     Serve(Serve),
 }
 
-/// Flags override the settings file, which overrides the defaults. Listeners are on loopback unless TLS and
+/// Flags override environment variables (TRIBUTARY_SECTION__KEY), which override the settings file, which overrides the
+/// defaults. Listeners are on loopback unless TLS and
 /// authentication are set up.
 #[derive(Args)]
 struct Serve {
     /// Settings file; config/cloud.toml documents every key. An unknown key is an error.
     #[arg(long, value_name = "FILE")]
-    config: Option<String>,
+    config: Option<PathBuf>,
     /// Where the data is: file:///path (one machine), s3://bucket/prefix (object store), memory:// (trials).
     #[arg(long, value_name = "URL")]
     data: Option<String>,
@@ -49,32 +54,31 @@ struct Serve {
 }
 
 impl Serve {
-    fn config(&self) -> Result<config::Config, config::ConfigError> {
-        let mut config = config::load(self.config.as_deref(), &self.set)?;
-        let listen = &mut config.listen;
-        for (flag, setting) in [
-            (&self.data, &mut config.data),
-            (&self.mqtt, &mut listen.mqtt),
-            (&self.kafka, &mut listen.kafka),
-            (&self.amqp, &mut listen.amqp),
-            (&self.admin, &mut listen.admin),
-        ] {
-            if let Some(value) = flag {
-                setting.clone_from(value);
-            }
+    fn config(&self) -> Result<Config, ConfigError> {
+        let mut loader = Loader::new();
+        if let Some(path) = &self.config {
+            loader = loader.file(path)?;
         }
-        Ok(config)
+        loader = loader
+            .environment()?
+            .flag("--data", "data", self.data.as_ref())?
+            .flag("--mqtt", "listen.mqtt", self.mqtt.as_ref())?
+            .flag("--kafka", "listen.kafka", self.kafka.as_ref())?
+            .flag("--amqp", "listen.amqp", self.amqp.as_ref())?
+            .flag("--admin", "listen.admin", self.admin.as_ref())?;
+        for pair in &self.set {
+            let (key, value) = pair.split_once('=').ok_or_else(|| ConfigError::Key {
+                name: format!("--set {pair}"),
+                message: "expected KEY=VALUE".to_owned(),
+            })?;
+            loader = loader.flag(&format!("--set {key}"), key, Some(value))?;
+        }
+        loader.load()
     }
 }
 
 fn main() -> ExitCode {
     let Command::Serve(serve) = Arguments::parse().command;
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
-        )
-        .init();
     match run(&serve) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -86,25 +90,31 @@ fn main() -> ExitCode {
 
 fn run(serve: &Serve) -> Result<(), Box<dyn std::error::Error>> {
     let config = serve.config()?;
+    telemetry::init(&config.telemetry)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(async {
         let stop = CancellationToken::new();
-        let (mut term, mut int) =
-            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let stopped = stop.clone();
-        let signals = async move {
-            tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-            stopped.cancel();
-            std::future::pending::<()>().await;
-        };
+        let signals = stop_on_signals(stop.clone())?;
         tokio::select! {
             outcome = app::serve(config, stop) => Ok(outcome?),
-            () = signals => Ok(()),
+            never = signals => match never {},
         }
     });
     // Whatever still blocks a thread has nothing left to promise.
-    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    runtime.shutdown_timeout(Duration::from_millis(200));
     outcome
+}
+
+/// Cancels `stop` at SIGTERM or SIGINT.
+fn stop_on_signals(stop: CancellationToken) -> std::io::Result<impl Future<Output = Infallible>> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
+        tracing::info!("stopping");
+        stop.cancel();
+        std::future::pending().await
+    })
 }
 
 /// One sentence for the person who started it.

@@ -16,10 +16,13 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use tributary_shared::mqtt::{
-    Reader, Version,
-    packet::{Disconnect, Packet, PacketId, Publish, Reason, SubAck},
-    write::write,
+use tributary_shared::{
+    clock::wall_ms,
+    mqtt::{
+        Reader, Version,
+        packet::{Disconnect, Packet, PacketId, Publish, Reason, SubAck},
+        write::write,
+    },
 };
 
 use super::{
@@ -27,7 +30,6 @@ use super::{
     answer::Answer,
     divide::Divider,
     live::{Registration, Traffic},
-    now_ms,
     upload::{self, Content, Mark, Upload},
 };
 use crate::{
@@ -195,7 +197,7 @@ impl Connection {
             Content::Batch(batch) => divider.batch(batch).await?,
             Content::Gap(reason) => {
                 tracing::warn!(edge = &*self.edge, ?mark, reason, "edge gave records up");
-                divider.gap(mark, &lane, &reason, now_ms()).await?
+                divider.gap(mark, &lane, &reason, wall_ms()).await?
             }
         };
         let Mark { epoch, seq, count } = mark;
@@ -213,7 +215,7 @@ impl Connection {
             return Vec::new();
         }
         let key = super::known_key(&self.edge);
-        let value = now_ms().to_be_bytes().to_vec().into();
+        let value = wall_ms().to_be_bytes().to_vec().into();
         vec![Write::Put(Log::state_key(StateSpace::Meta, &key), value)]
     }
 }
@@ -316,7 +318,7 @@ fn count_appended(traffic: &Traffic, mark: Mark, bytes: u64, gap: bool) {
 }
 
 fn count(traffic: &Traffic, answer: &Answer) {
-    traffic.last_ms.store(now_ms().unsigned_abs(), std::sync::atomic::Ordering::Relaxed);
+    traffic.last_ms.store(wall_ms().unsigned_abs(), std::sync::atomic::Ordering::Relaxed);
     match answer {
         Answer::Appended => {}
         Answer::Duplicate => Traffic::add(&traffic.duplicates, 1),

@@ -15,20 +15,20 @@ mod divide;
 mod live;
 mod upload;
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 pub use divide::GAP_HEADER;
 pub use live::{EdgeView, LaneView, Live};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
-use tributary_shared::mqtt::{
-    Reader, Version,
-    packet::{ConnAck, ConnAckProperties, Connect, Packet, Reason},
-    write::write,
+use tributary_shared::{
+    clock::wall_ms,
+    mqtt::{
+        Reader, Version,
+        packet::{ConnAck, ConnAckProperties, Connect, Packet, Reason},
+        write::write,
+    },
 };
 pub use upload::{CONTENT_TYPE, is_legal_id};
 
@@ -52,12 +52,12 @@ const KNOWN_MAX: usize = 10_000;
 tributary_shared::settings! {
     /// The bridge: the door for edges on the MQTT listener.
     pub struct Settings {
-        /// Uploads that may be unanswered on one connection, 1 to 65535.
-        pub receive_maximum: u16 = 64,
+        /// Uploads that may be unanswered on one connection.
+        pub receive_maximum: u16 = 64 => 1..=u16::MAX,
         /// Payload bytes of them; above it the connection is not read.
-        pub window_bytes: usize = 8 * 1024 * 1024,
+        pub window_bytes: usize = 8 * 1024 * 1024 => 65_536..=1_073_741_824,
         /// Largest packet an edge may send, bytes; more than log.max_batch_bytes, or large batches never arrive.
-        pub packet_bytes_max: u32 = 1_114_112,
+        pub packet_bytes_max: u32 = 1_114_112 => 16_384..=268_435_455,
         /// Bytes that one compressed batch may unpack to.
         pub unpacked_bytes_max: usize = 32 * 1024 * 1024,
         /// Epochs of an edge named in CONNACK.
@@ -128,7 +128,7 @@ impl Bridge {
         }
         // From here on an older connection is told to go, so that marks are read after its last upload was submitted
         // or else its uploads meet ours in the log's order: both ways each is applied once.
-        let registration = self.live.enter(edge, lane, now_ms(), address);
+        let registration = self.live.enter(edge, lane, wall_ms(), address);
         let marks = match self.log.edge_marks(edge).await {
             Ok(marks) => marks,
             Err(error) => {
@@ -209,9 +209,4 @@ async fn send<S: AsyncWrite + Unpin>(stream: &mut S, packet: &Packet) -> bool {
     let mut bytes = BytesMut::new();
     write(packet, Version::V5, &mut bytes);
     matches!(tokio::time::timeout(CONNACK_TIMEOUT, stream.write_all(&bytes)).await, Ok(Ok(())))
-}
-
-fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    since.as_millis() as i64
 }

@@ -43,7 +43,7 @@ pub const RULES_MAX: usize = 256;
 
 /// How a partition is chosen within the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "lowercase")]
 pub enum PartitionRule {
     /// The edge's: one batch stays one commit. Records that came from no edge follow their key.
     #[default]
@@ -52,20 +52,18 @@ pub enum PartitionRule {
     Key,
 }
 
-/// One rule as it is written in the configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Rule {
-    /// MQTT topic filter.
-    pub filter: String,
-    /// Stream name; `{1}` stands for the first level of the topic, and so on.
-    pub stream: String,
-    /// Record key, same placeholders and `{topic}`; without it the key is the full topic.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub key: Option<String>,
-    /// How the partition is chosen.
-    #[serde(default)]
-    pub partition: PartitionRule,
+tributary_shared::settings! {
+    /// One rule of the routing table.
+    pub struct Rule {
+        /// MQTT topic filter.
+        pub filter: String = String::new(),
+        /// Stream name; `{1}` stands for the first level of the topic, and so on.
+        pub stream: String = String::new(),
+        /// Record key, same placeholders and `{topic}`; without it the key is the full topic.
+        pub key: Option<String> = None,
+        /// Partition: `edge` = the edge's own, so that its batches stay whole; `key` = by the record's key, as Kafka clients do.
+        pub partition: PartitionRule = PartitionRule::Edge,
+    }
 }
 
 /// Why a rule is not taken.
