@@ -66,14 +66,7 @@ impl Serve {
             .flag("--kafka", "listen.kafka", self.kafka.as_ref())?
             .flag("--amqp", "listen.amqp", self.amqp.as_ref())?
             .flag("--admin", "listen.admin", self.admin.as_ref())?;
-        for pair in &self.set {
-            let (key, value) = pair.split_once('=').ok_or_else(|| ConfigError::Key {
-                name: format!("--set {pair}"),
-                message: "expected KEY=VALUE".to_owned(),
-            })?;
-            loader = loader.flag(&format!("--set {key}"), key, Some(value))?;
-        }
-        loader.load()
+        loader.pairs("--set", &self.set)?.load()
     }
 }
 
