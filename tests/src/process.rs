@@ -21,10 +21,10 @@ pub struct Process {
     ready: Value,
 }
 
-/// Where cargo puts the binaries of the profile that runs this test; `TRIBUTARY_BIN_DIR` overrides.
+/// Where cargo puts the binaries of the profile that runs this test; `TESTED_BINARIES` overrides.
 pub fn binary(name: &str) -> PathBuf {
     #[expect(clippy::disallowed_methods, reason = "tests have no settings")]
-    let directory = std::env::var("TRIBUTARY_BIN_DIR").map(PathBuf::from).unwrap_or_else(|_| {
+    let directory = std::env::var("TESTED_BINARIES").map(PathBuf::from).unwrap_or_else(|_| {
         let exe = std::env::current_exe().expect("own path");
         let deps = exe.parent().expect("a folder");
         if deps.ends_with("deps") { deps.parent().expect("a folder") } else { deps }.to_path_buf()
