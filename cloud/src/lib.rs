@@ -7,6 +7,8 @@ pub mod app;
 pub mod bridge;
 pub mod config;
 pub mod engine;
+pub mod group;
+pub mod kafka;
 pub mod listen;
 pub mod log;
 pub mod route;

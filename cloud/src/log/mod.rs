@@ -155,6 +155,11 @@ impl Log {
         self.inner.close().await
     }
 
+    /// Limits and defaults.
+    pub fn settings(&self) -> &Settings {
+        &self.inner.settings
+    }
+
     // ---- streams ----
 
     /// Makes a stream durably. Existing: [`LogError::StreamExists`]. `partitions: None` = one a shard.

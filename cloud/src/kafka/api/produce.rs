@@ -1,0 +1,250 @@
+//! Produce (0): batches into the log; the answer after they are durable.
+//!
+//! Two steps, so that the next request is read meanwhile: [`submit`] hands every batch to the log in order,
+//! [`Submitted::answer`] waits. acks=1 and acks=all promise the same: durable. acks=0 gets no answer.
+//! Not here: sequence numbers (`log`), what a batch must look like (`record`).
+
+use bytes::{BufMut, Bytes, BytesMut};
+use tributary_shared::record::{Batch, BatchError};
+
+use crate::{
+    kafka::{
+        Client, Numbers,
+        error::Code,
+        frame::{
+            self, Close, Request, StrBytes, text,
+            wire::{
+                TopicName,
+                produce_request::{ProduceRequest, TopicProduceData},
+                produce_response::{
+                    PartitionProduceResponse, ProduceResponse, TopicProduceResponse,
+                },
+            },
+        },
+    },
+    log::{Append, Guard, LogError, PartitionId, Pending, Stream, Transaction},
+};
+
+/// Oldest version we append for; below it we only say so.
+const SERVED_FROM: i16 = 3;
+
+/// Attribute bits of batches that only transactions may send: transactional, control.
+const TRANSACTION_BITS: i16 = 0x30;
+
+/// Records in a batch: offsets are given by this count alone, so it is held to what a batch can hold.
+const RECORDS_MAX: i32 = 1_000_000;
+
+/// A Produce whose batches the log has.
+pub(in crate::kafka) struct Submitted {
+    request: Request,
+    acks: i16,
+    topics: Vec<(TopicName, Vec<(i32, Outcome)>)>,
+}
+
+enum Outcome {
+    Submitted { partition: PartitionId, pending: Pending, records: u64, bytes: u64 },
+    Refused(Code, String),
+}
+
+/// Why a batch is not submitted.
+enum Refusal {
+    Log(LogError),
+    Code(Code, &'static str),
+}
+
+impl From<LogError> for Refusal {
+    fn from(error: LogError) -> Self {
+        Self::Log(error)
+    }
+}
+
+impl From<BatchError> for Refusal {
+    fn from(error: BatchError) -> Self {
+        Self::Log(error.into())
+    }
+}
+
+/// Hands all batches of the request to the log.
+pub(in crate::kafka) async fn submit(
+    client: &Client,
+    request: Request,
+) -> Result<Submitted, Close> {
+    let produce = decode(&request)?;
+    let mut refuse_all = None;
+    if request.version < SERVED_FROM {
+        refuse_all = Some((Code::UnsupportedVersion, "version 3 or later is needed"));
+    } else if produce.transactional_id.is_some() {
+        let why = "transactions are not served";
+        refuse_all = Some((Code::TransactionalIdAuthorizationFailed, why));
+    } else if !(-1..=1).contains(&produce.acks) {
+        refuse_all = Some((Code::InvalidRequiredAcks, "acks must be 0, 1 or all"));
+    }
+    let mut topics = Vec::with_capacity(produce.topic_data.len());
+    for topic in produce.topic_data {
+        let partitions = submit_topic(client, &topic, refuse_all).await;
+        topics.push((topic.name, partitions));
+    }
+    Ok(Submitted { request, acks: produce.acks, topics })
+}
+
+/// Versions 0 to 2 are version 3 without the transactional id.
+fn decode(request: &Request) -> Result<ProduceRequest, Close> {
+    if request.version >= SERVED_FROM {
+        return request.decode();
+    }
+    let mut body = BytesMut::with_capacity(2 + request.body.len());
+    body.put_i16(-1);
+    body.extend_from_slice(&request.body);
+    let old = Request { version: SERVED_FROM, body: body.freeze(), ..request.clone() };
+    old.decode()
+}
+
+async fn submit_topic(
+    client: &Client,
+    topic: &TopicProduceData,
+    refuse_all: Option<(Code, &'static str)>,
+) -> Vec<(i32, Outcome)> {
+    let stream = client.head.log.stream(&topic.name);
+    let mut outcomes = Vec::with_capacity(topic.partition_data.len());
+    for data in &topic.partition_data {
+        let submitted = match (refuse_all, &stream) {
+            (Some((code, why)), _) => Err(Refusal::Code(code, why)),
+            (None, None) => Err(LogError::StreamNotFound(topic.name.to_string()).into()),
+            (None, Some(stream)) => {
+                submit_batch(client, stream, data.index, data.records.clone()).await
+            }
+        };
+        let outcome = submitted.unwrap_or_else(|refusal| match refusal {
+            Refusal::Log(error) => Outcome::Refused(Code::from(&error), error.to_string()),
+            Refusal::Code(code, why) => Outcome::Refused(code, why.to_owned()),
+        });
+        outcomes.push((data.index, outcome));
+    }
+    outcomes
+}
+
+async fn submit_batch(
+    client: &Client,
+    stream: &Stream,
+    index: i32,
+    records: Option<Bytes>,
+) -> Result<Outcome, Refusal> {
+    let index = super::partition_index(stream, index)?;
+    let partition = PartitionId::new(stream.id, index);
+    let mut records = records.unwrap_or_default();
+    if records.is_empty() {
+        return Err(Refusal::Code(Code::InvalidRecord, "a batch is needed"));
+    }
+    let bytes = records.len() as u64;
+    let batch = Batch::split_first(&mut records)?;
+    if !records.is_empty() {
+        return Err(Refusal::Code(Code::InvalidRecord, "one batch a partition and request"));
+    }
+    let header = batch.header();
+    if header.attributes & TRANSACTION_BITS != 0 {
+        return Err(Refusal::Code(Code::InvalidRecord, "transactions are not served"));
+    }
+    if header.count > RECORDS_MAX {
+        return Err(Refusal::Code(Code::InvalidRecord, "too many records in a batch"));
+    }
+    batch.compression()?;
+    let guard = if header.producer_id >= 0 { Guard::Producer } else { Guard::None };
+    let log = &client.head.log;
+    let shard = log.shard_of(partition)?;
+    let appends = vec![Append { partition, batch }];
+    let transaction = Transaction { appends, guard, ..Transaction::default() };
+    let pending = log.submit(shard, transaction).await?;
+    Ok(Outcome::Submitted { partition, pending, records: header.count.max(0) as u64, bytes })
+}
+
+impl Submitted {
+    /// Waits until everything is durable or refused, and says so.
+    pub(in crate::kafka) async fn answer(self, client: &Client) -> Result<Vec<Bytes>, Close> {
+        if self.acks == 0 && self.request.version >= SERVED_FROM {
+            return self.unanswered();
+        }
+        let mut responses = Vec::with_capacity(self.topics.len());
+        for (name, outcomes) in self.topics {
+            let mut partitions = Vec::with_capacity(outcomes.len());
+            for (index, outcome) in outcomes {
+                partitions.push(settle(client, index, outcome).await);
+            }
+            responses.push(
+                TopicProduceResponse::default()
+                    .with_name(name)
+                    .with_partition_responses(partitions),
+            );
+        }
+        if self.request.version < SERVED_FROM {
+            return Ok(vec![old_answer(&self.request, &responses)]);
+        }
+        let response = ProduceResponse::default().with_responses(responses);
+        Ok(vec![self.request.encode(&response)?])
+    }
+
+    /// acks=0: what fails can only be told by closing, as Kafka does it.
+    fn unanswered(self) -> Result<Vec<Bytes>, Close> {
+        for (_, outcome) in self.topics.into_iter().flat_map(|(_, outcomes)| outcomes) {
+            if let Outcome::Refused(_, why) = outcome {
+                return Err(Close::UnansweredProduce(why));
+            }
+        }
+        Ok(Vec::new())
+    }
+}
+
+async fn settle(client: &Client, index: i32, outcome: Outcome) -> PartitionProduceResponse {
+    let response = PartitionProduceResponse::default().with_index(index);
+    let refused = |code: Code, why: String| {
+        PartitionProduceResponse::default()
+            .with_index(index)
+            .with_base_offset(-1)
+            .with_error_code(code.number())
+            .with_error_message(Some(text(why)))
+    };
+    match outcome {
+        Outcome::Refused(code, why) => refused(code, why),
+        Outcome::Submitted { partition, pending, records, bytes } => {
+            match pending.await.unwrap_or(Err(LogError::Closed)) {
+                Err(error) => refused(Code::from(&error), error.to_string()),
+                Ok(committed) => {
+                    if !committed.duplicate {
+                        Numbers::add(&client.head.numbers.produced_records_total, records);
+                        Numbers::add(&client.head.numbers.produced_bytes_total, bytes);
+                    }
+                    let start = client.head.log.watermarks(partition).map_or(-1, |w| w.start);
+                    response
+                        .with_base_offset(committed.base_offsets.first().copied().unwrap_or(-1))
+                        .with_log_start_offset(start)
+                }
+            }
+        }
+    }
+}
+
+/// Versions 0 to 2, which the codec crate does not have: every partition with its error.
+fn old_answer(request: &Request, responses: &[TopicProduceResponse]) -> Bytes {
+    let mut frame = request.response_head(256);
+    frame.put_i32(responses.len() as i32);
+    for topic in responses {
+        put_string(&mut frame, &topic.name);
+        frame.put_i32(topic.partition_responses.len() as i32);
+        for partition in &topic.partition_responses {
+            frame.put_i32(partition.index);
+            frame.put_i16(partition.error_code);
+            frame.put_i64(-1);
+            if request.version >= 2 {
+                frame.put_i64(-1);
+            }
+        }
+    }
+    if request.version >= 1 {
+        frame.put_i32(0);
+    }
+    frame::with_size(frame)
+}
+
+fn put_string(frame: &mut BytesMut, text: &StrBytes) {
+    frame.put_i16(text.len() as i16);
+    frame.put_slice(text.as_bytes());
+}
