@@ -24,6 +24,7 @@ mod read;
 mod retention;
 mod stored;
 pub mod stream;
+pub mod tail;
 pub mod testing;
 #[cfg(test)]
 mod tests;
@@ -311,6 +312,11 @@ impl Log {
         before: Offset,
     ) -> Result<Watermarks, LogError> {
         self.inner.trim(partition, before).await
+    }
+
+    /// Applies retention once, as of `now_ms`; it also runs by itself every `retention_interval_ms`.
+    pub async fn run_retention(&self, now_ms: i64) -> Result<(), LogError> {
+        self.inner.run_retention(now_ms).await
     }
 
     // ---- a head's own durable state, in the same shards and commits ----

@@ -1,10 +1,14 @@
 //! The promises of the log, on the memory engine.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use tributary_shared::record::{Batch, BatchBuilder, Compression, Record, batch::Producer};
 
-use super::{testing::test_log, *};
+use super::{
+    tail::{Start, Tail, TailBatch},
+    testing::test_log,
+    *,
+};
 use crate::engine::memory::MemoryEngine;
 
 fn record(key: &str, timestamp_ms: i64) -> Record {
@@ -154,4 +158,73 @@ async fn edges_are_appended_once_and_gaps_are_named() {
         assert_eq!(log.edge_marks("gw1").await.unwrap(), [(9, 15)]);
     }
     assert!(log.edge_marks("gw").await.unwrap().is_empty());
+}
+
+fn values(batch: &TailBatch) -> Vec<Offset> {
+    batch.records.iter().map(|(offset, _)| *offset).collect()
+}
+
+#[tokio::test]
+async fn a_tail_sees_every_record_once_from_its_cursors() {
+    let log = test_log(2).await.unwrap();
+    let stream = log.create_stream("s", Some(2), StreamConfig::default()).await.unwrap();
+    let (p, q) = (PartitionId::new(stream.id, 0), PartitionId::new(stream.id, 1));
+    for _ in 0..2 {
+        log.append(p, batch(3), Guard::None).await.unwrap();
+        log.append(q, batch(3), Guard::None).await.unwrap();
+    }
+    // p goes on in the middle of a batch; q has no cursor and starts at its end.
+    let mut tail = Tail::new(log.clone(), [(p, 4)].into(), Start::End);
+    let first = tail.next().await.unwrap();
+    assert_eq!((first.partition, values(&first), first.next), (p, vec![4, 5], 6));
+
+    // A stream that appears later is seen from its beginning.
+    let late = log.create_stream("late", Some(1), StreamConfig::default()).await.unwrap();
+    let r = PartitionId::new(late.id, 0);
+    let waiting = tokio::spawn(async move {
+        let second = tail.next().await.unwrap();
+        (second.partition, values(&second), second.stream.name.clone(), tail)
+    });
+    log.append(r, batch(2), Guard::None).await.unwrap();
+    let (partition, offsets, name, mut tail) = waiting.await.unwrap();
+    assert_eq!((partition, offsets, name.as_str()), (r, vec![0, 1], "late"));
+
+    log.delete_stream("late").await.unwrap();
+    log.append(q, batch(1), Guard::None).await.unwrap();
+    let third = tail.next().await.unwrap();
+    assert_eq!((third.partition, values(&third)), (q, vec![6]));
+    log.close().await.unwrap();
+    assert!(tail.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_tail_serves_partitions_in_turn_and_skips_what_cannot_be_unpacked() {
+    let log = test_log(1).await.unwrap();
+    let stream = log.create_stream("s", Some(2), StreamConfig::default()).await.unwrap();
+    let (p, q) = (PartitionId::new(stream.id, 0), PartitionId::new(stream.id, 1));
+    let big = |size: usize| {
+        let mut builder = BatchBuilder::new();
+        builder.push(&Record { value: Some(vec![0; size].into()), ..Record::default() });
+        builder.finish(Compression::None, None).unwrap()
+    };
+    for _ in 0..4 {
+        log.append(p, big(200 * 1024), Guard::None).await.unwrap();
+    }
+    log.append(q, batch(1), Guard::None).await.unwrap();
+    // Says gzip and is not.
+    let mut broken = batch(1).bytes().to_vec();
+    broken[22] = 1;
+    let crc = crc32c::crc32c(&broken[21..]);
+    broken[17..21].copy_from_slice(&crc.to_be_bytes());
+    log.append(q, Batch::parse(broken.into()).unwrap(), Guard::None).await.unwrap();
+    log.append(q, batch(1), Guard::None).await.unwrap();
+
+    let mut tail = Tail::new(log.clone(), HashMap::new(), Start::Beginning);
+    let mut turns = Vec::new();
+    while turns.iter().map(|(_, n): &(PartitionId, usize)| n).sum::<usize>() < 6 {
+        let batch = tail.next().await.unwrap();
+        turns.push((batch.partition, batch.records.len()));
+    }
+    assert_eq!(turns, [(p, 1), (q, 2), (p, 1), (p, 1), (p, 1)]);
+    assert_eq!(tail.skipped(), 1);
 }
