@@ -6,16 +6,21 @@
 //! Listeners are bound before the data is opened: a second cloud on the same ports must not fence the first.
 //! Not here: settings (`config`), signals (`main`), what the parts do.
 
-use std::{io::Write as _, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io::Write as _,
+    net::{SocketAddr, ToSocketAddrs as _},
+    time::Duration,
+};
 
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
+use tributary_shared::net::{self, BindError, Exposed, Exposure, Gate, check_exposure};
 
 use crate::{
     admin,
     bridge::Bridge,
-    config::Config,
-    engine::{Engine, EngineError, memory::MemoryEngine},
+    config::{Config, Listen},
+    engine::{self, EngineError},
     listen,
     log::{Log, LogError},
     route::{RouteError, Routes, Routing},
@@ -31,8 +36,14 @@ const LOG_STOP: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum AppError {
-    #[error("address `{address}` of the {name} listener is not usable: {error}")]
-    Listen { name: &'static str, address: String, error: std::io::Error },
+    #[error("`{setting}` = `{text}` is not an address: {error}")]
+    Address { setting: &'static str, text: String, error: std::io::Error },
+    #[error("`{0}` = `{1}` has no address")]
+    NoAddress(&'static str, String),
+    #[error(transparent)]
+    Exposed(#[from] Exposed),
+    #[error(transparent)]
+    Bind(#[from] BindError),
     #[error("data at {url} cannot be opened: {error}")]
     Engine { url: String, error: EngineError },
     #[error("data at {url} cannot be opened: {error}")]
@@ -54,7 +65,7 @@ struct Listeners {
 
 /// Runs until `stop`, or until a part fails.
 pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppError> {
-    let listeners = bind(&config).await?;
+    let listeners = bind(&config.listen)?;
     let log = open(&config).await?;
     let routing = Routing::new(Routes::default());
     routing.set(Routes::new(config.routes.clone())?, &log)?;
@@ -109,38 +120,40 @@ fn start(
     };
     let admin = admin::serve(listeners.admin, shown, stop.clone());
     heads.spawn(async move { ended("admin")(admin.await) });
-    let mqtt = listen::serve(listeners.mqtt, bridge, stop.clone());
-    heads.spawn(async move { ended("mqtt")(mqtt.await) });
+    let gate = Gate::new(config.listen.mqtt_limits());
+    let mqtt = listen::serve(listeners.mqtt, gate, bridge, stop.clone());
+    heads.spawn(async move { ended("mqtt")(Ok(mqtt.await)) });
     heads
 }
 
 async fn open(config: &Config) -> Result<Log, AppError> {
     let url = || config.data.clone();
-    let engine = engine_at(&config.data).map_err(|error| AppError::Engine { url: url(), error })?;
+    let engine = engine::connect(&config.data, &config.engine)
+        .await
+        .map_err(|error| AppError::Engine { url: url(), error })?;
     let log = Log::open(engine, config.log.clone()).await;
     log.map_err(|error| AppError::Log { url: url(), error })
 }
 
-fn engine_at(url: &str) -> Result<Arc<dyn Engine>, EngineError> {
-    match url.split_once("://") {
-        Some(("memory", _)) => Ok(Arc::new(MemoryEngine::new(1))),
-        _ => Err(EngineError::Store("unknown kind of URL".into())),
-    }
-}
-
-async fn bind(config: &Config) -> Result<Listeners, AppError> {
-    let listen = &config.listen;
+fn bind(listen: &Listen) -> Result<Listeners, AppError> {
     Ok(Listeners {
-        mqtt: bind_one("mqtt", &listen.mqtt).await?,
-        kafka: bind_one("kafka", &listen.kafka).await?,
-        amqp: bind_one("amqp", &listen.amqp).await?,
-        admin: bind_one("admin", &listen.admin).await?,
+        mqtt: bind_one(listen, "listen.mqtt", &listen.mqtt)?,
+        kafka: bind_one(listen, "listen.kafka", &listen.kafka)?,
+        amqp: bind_one(listen, "listen.amqp", &listen.amqp)?,
+        admin: bind_one(listen, "listen.admin", &listen.admin)?,
     })
 }
 
-async fn bind_one(name: &'static str, address: &str) -> Result<TcpListener, AppError> {
-    let failed = |error| AppError::Listen { name, address: address.to_owned(), error };
-    TcpListener::bind(address).await.map_err(failed)
+fn bind_one(listen: &Listen, setting: &'static str, text: &str) -> Result<TcpListener, AppError> {
+    let mut addresses = text.to_socket_addrs().map_err(|error| AppError::Address {
+        setting,
+        text: text.to_owned(),
+        error,
+    })?;
+    let address = addresses.next().ok_or_else(|| AppError::NoAddress(setting, text.to_owned()))?;
+    let exposure = Exposure { address, setting, tls: false, authentication: false };
+    check_exposure(exposure, listen.allow_insecure)?;
+    Ok(net::bind(address, setting)?)
 }
 
 fn ready_line(listeners: &Listeners) -> String {

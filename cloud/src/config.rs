@@ -2,9 +2,9 @@
 //!
 //! Change here: which parts have settings. Not here: any part's settings, reading files and flags (`shared::config`).
 
-use tributary_shared::telemetry;
+use tributary_shared::{net, telemetry};
 
-use crate::{bridge, log, route::Rule};
+use crate::{bridge, engine, log, route::Rule};
 
 tributary_shared::settings! {
     /// Addresses of the listeners. Port 0 picks a free one. Beyond loopback TLS and authentication are needed.
@@ -17,6 +17,27 @@ tributary_shared::settings! {
         pub amqp: String = "127.0.0.1:5672".into(),
         /// HTTP: health, metrics, JSON API, console.
         pub admin: String = "127.0.0.1:8080".into(),
+        /// MQTT connections at once, edges and clients together.
+        pub connections: usize = 10_000,
+        /// MQTT connections at once of one address (IPv6: of one /64 network). Loopback is not limited by this.
+        pub connections_per_address: usize = 100,
+        /// MQTT connections at once that have not identified themselves yet.
+        pub handshakes: usize = 512,
+        /// Open listeners beyond loopback also without TLS and authentication. Anybody who reaches them can read and
+        /// write everything.
+        pub allow_insecure: bool = false,
+    }
+}
+
+impl Listen {
+    /// Limits of the MQTT listener.
+    pub fn mqtt_limits(&self) -> net::Settings {
+        net::Settings {
+            connections: self.connections,
+            connections_per_address: self.connections_per_address,
+            handshakes: self.handshakes,
+            allow_insecure: self.allow_insecure,
+        }
     }
 }
 
@@ -27,6 +48,8 @@ tributary_shared::settings! {
         pub data: String = "file:///var/lib/tributary".into(),
         /// Addresses of the listeners. Port 0 picks a free one. Beyond loopback TLS and authentication are needed.
         pub listen: Listen = Listen::default(),
+        /// Storage: where the shards lie and how they are written.
+        pub engine: engine::Settings = engine::Settings::default(),
         /// The log: limits and defaults of streams.
         pub log: log::Settings = log::Settings::default(),
         /// The bridge: the door for edges on the MQTT listener.

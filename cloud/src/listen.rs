@@ -1,54 +1,43 @@
 //! The MQTT listener: accepts, reads CONNECT, and hands edges to the bridge and everyone else to the MQTT head.
 //!
-//! Holds: the limit of connections. Change here: who is handed to whom. Not here: what either does with a connection.
+//! Change here: who is handed to whom. Not here: limits of accepting (`shared::net`), what either does with a connection.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tributary_shared::{
+    connection::{Counters, Settings, handshake},
+    mqtt::Reason,
+    net::{Admitted, Gate, accept},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::bridge::Bridge;
+use crate::bridge::{self, Bridge};
 
-/// Connections of this listener, edges and clients together; more wait in the kernel's queue.
-const CONNECTIONS_MAX: usize = 10_000;
-/// After accept failed (out of file descriptors): time for others to close.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Serves until `stop`, then waits for the connections to end.
+/// Serves until `stop`, and until the connections have ended.
 pub async fn serve(
     listener: TcpListener,
+    gate: Arc<Gate>,
     bridge: Bridge,
     stop: CancellationToken,
-) -> std::io::Result<()> {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let connections = TaskTracker::new();
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else { break };
-        let (stream, address) = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
+) {
+    let stopping = stop.clone();
+    let counters = Arc::new(Counters::default());
+    let connection = move |stream: TcpStream, address: SocketAddr, mut admitted: Admitted| {
+        let (bridge, counters, stop) = (bridge.clone(), counters.clone(), stopping.clone());
+        async move {
+            match handshake(stream, &Settings::default(), &counters).await {
+                Err(refused) => tracing::debug!(%address, %refused, "no MQTT connection"),
+                Ok(opened) => {
+                    admitted.handshake_done();
+                    if bridge::is_edge(&opened.connect) {
+                        bridge.serve(opened, address.to_string(), stop).await;
+                    } else {
+                        opened.refuse(Reason::SERVER_UNAVAILABLE).await;
+                    }
                 }
-            },
-        };
-        let (bridge, stop) = (bridge.clone(), stop.clone());
-        connections.spawn(async move {
-            let _place = place;
-            connection(stream, address.to_string(), bridge, stop).await;
-        });
-    }
-    connections.close();
-    connections.wait().await;
-    Ok(())
-}
-
-async fn connection(stream: TcpStream, address: String, bridge: Bridge, stop: CancellationToken) {
-    let _ = (stream, address, bridge, stop);
+            }
+        }
+    };
+    accept(listener, gate, stop, connection).await;
 }

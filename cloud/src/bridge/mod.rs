@@ -13,6 +13,8 @@ mod answer;
 mod connection;
 mod divide;
 mod live;
+#[cfg(test)]
+mod tests;
 mod upload;
 
 use std::{sync::Arc, time::Duration};
@@ -24,8 +26,9 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 use tributary_shared::{
     clock::wall_ms,
+    connection::Opened,
     mqtt::{
-        Reader, Version,
+        Version,
         packet::{ConnAck, ConnAckProperties, Connect, Packet, Reason},
         write::write,
     },
@@ -108,23 +111,17 @@ impl Bridge {
         Ok(known)
     }
 
-    /// Serves one edge from after its CONNECT to the end of the connection. `buffer`: what was read beyond it.
-    pub async fn serve<S>(
-        &self,
-        mut stream: S,
-        mut reader: Reader,
-        buffer: BytesMut,
-        connect: &Connect,
-        address: String,
-        stop: CancellationToken,
-    ) where
+    /// Serves one edge from after its CONNECT to the end of the connection.
+    pub async fn serve<S>(&self, mut opened: Opened<S>, address: String, stop: CancellationToken)
+    where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let edge = property(connect, EDGE_PROPERTY).unwrap_or_default();
-        let lane = property(connect, LANE_PROPERTY).unwrap_or("normal");
+        let connect = opened.connect.clone();
+        let edge = property(&connect, EDGE_PROPERTY).unwrap_or_default();
+        let lane = property(&connect, LANE_PROPERTY).unwrap_or("normal");
         if !is_legal_id(edge) || !is_legal_id(lane) {
             tracing::warn!(edge, lane, "edge id or lane is not legal");
-            return refuse(&mut stream, Reason::CLIENT_ID_NOT_VALID).await;
+            return opened.refuse(Reason::CLIENT_ID_NOT_VALID).await;
         }
         // From here on an older connection is told to go, so that marks are read after its last upload was submitted
         // or else its uploads meet ours in the log's order: both ways each is applied once.
@@ -133,16 +130,16 @@ impl Bridge {
             Ok(marks) => marks,
             Err(error) => {
                 tracing::error!(edge, %error, "marks of an edge cannot be read");
-                return refuse(&mut stream, Reason::SERVER_UNAVAILABLE).await;
+                return opened.refuse(Reason::SERVER_UNAVAILABLE).await;
             }
         };
         tracing::info!(edge, lane, epochs = marks.len(), "edge connected");
-        let connack = self.connack(connect, &marks);
-        if !send(&mut stream, &Packet::ConnAck(Box::new(connack))).await {
+        let connack = self.connack(&connect, &marks);
+        if !send(&mut opened.stream, &Packet::ConnAck(Box::new(connack))).await {
             return;
         }
-        reader.set_maximum(self.settings.packet_bytes_max as usize);
-        let keep_alive = keep_alive_s(connect);
+        opened.reader.set_maximum(self.settings.packet_bytes_max as usize);
+        let keep_alive = keep_alive_s(&connect);
         let connection = connection::Connection {
             bridge: self.clone(),
             edge: edge.into(),
@@ -152,7 +149,7 @@ impl Bridge {
             stop,
             first_seen_saved: false,
         };
-        connection.run(stream, reader, buffer).await;
+        connection.run(opened.stream, opened.reader, opened.buffer).await;
         tracing::info!(edge, lane, "edge disconnected");
     }
 
@@ -195,14 +192,6 @@ fn property<'a>(connect: &'a Connect, name: &str) -> Option<&'a str> {
 
 fn known_key(edge: &str) -> Vec<u8> {
     [b"edge/", edge.as_bytes()].concat()
-}
-
-async fn refuse<S: AsyncWrite + Unpin>(stream: &mut S, reason: Reason) {
-    let properties = ConnAckProperties::default();
-    let connack = ConnAck { session_present: false, reason, properties };
-    if send(stream, &Packet::ConnAck(Box::new(connack))).await {
-        let _ = tokio::time::timeout(CONNACK_TIMEOUT, stream.shutdown()).await;
-    }
 }
 
 async fn send<S: AsyncWrite + Unpin>(stream: &mut S, packet: &Packet) -> bool {
