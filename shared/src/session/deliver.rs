@@ -187,6 +187,7 @@ impl Session {
 
     fn take_loaded(&mut self, loaded: LoadedEntry, out: &mut Decision) {
         let LoadedEntry { queued, message } = loaded;
+        self.queue.saw_packet_id(queued.packet_id);
         if let (true, Some(packet_id), Some(online)) =
             (queued.released, queued.packet_id, self.online)
         {

@@ -27,6 +27,9 @@ mod size;
 mod subscribe;
 mod timers;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{HashMap, VecDeque};
 
 use bytestring::ByteString;

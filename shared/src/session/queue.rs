@@ -207,6 +207,11 @@ impl Queue {
         self.releasing.remove(at)
     }
 
+    /// Ids go on after one that an earlier connection used.
+    pub(super) fn saw_packet_id(&mut self, id: Option<PacketId>) {
+        self.last_packet_id = id.map_or(self.last_packet_id, PacketId::get);
+    }
+
     /// A packet id that is not in use. Every entry that has one lies before those that have none, so it is in `sent` or
     /// `releasing`; there are fewer of them than ids (MQTT-2.2.1-3).
     pub(super) fn new_packet_id(&mut self) -> PacketId {

@@ -1,0 +1,11 @@
+//! The core as its host and its clients see it: scripted scenarios, and a random model with crashes.
+
+mod connections;
+mod flows;
+mod model;
+mod retained;
+mod shared;
+mod store;
+mod subscriptions;
+mod wills;
+mod world;
