@@ -3,7 +3,7 @@
 use super::world::*;
 use crate::{
     mqtt::packet::{Ack, Connect, Packet, Publish, PublishProperties, Reason},
-    session::{Change, Decision, Event, Fanout, Settings},
+    session::{Change, ConnectionId, Decision, Event, Fanout, Settings, event::Peer},
 };
 
 fn limited(settings: Settings) -> World {
@@ -45,6 +45,14 @@ fn a_publisher_is_answered_as_its_qos_says() {
 #[test]
 fn what_is_acknowledged_waits_for_what_is_stored() {
     let mut w = world();
+    for (connect, wait) in [(v5_kept("kept"), true), (v5("clean"), false)] {
+        let mut out = Decision::default();
+        let peer = Peer { principal: None, address: None };
+        let connect =
+            Event::Connect { connection: ConnectionId(99), connect: Box::new(connect), peer };
+        w.state.decide(connect, w.now, &mut out);
+        assert_eq!(out.wait, wait);
+    }
     let client = w.join(v5_kept("c"));
     let waits = |w: &mut World, packet| {
         let mut out = Decision::default();

@@ -191,7 +191,12 @@ impl Model {
 
     /// One packet that came for the client is looked at and answered.
     fn receive(&mut self, at: usize) {
-        let Some(outgoing) = self.clients[at].inbox.pop_front() else { return };
+        if let Some(outgoing) = self.clients[at].inbox.pop_front() {
+            self.look_at(at, outgoing);
+        }
+    }
+
+    fn look_at(&mut self, at: usize, outgoing: Outgoing) {
         let answers = match outgoing {
             Outgoing::Publish(delivery) => self.clients[at].receive_message(&delivery),
             Outgoing::Packet(packet) => self.clients[at].receive_packet(*packet),
@@ -238,6 +243,12 @@ impl Model {
             61..=65 if !self.batch.wait => {
                 let effects = std::mem::take(&mut self.batch.effects);
                 self.act(effects);
+                if self.random.chance(30) {
+                    while let Some(outgoing) = self.clients[at].inbox.pop_front() {
+                        self.look_at(at, outgoing);
+                    }
+                    self.crash();
+                }
             }
             66..=68 => self.decide(Event::Tick),
             _ => self.receive(at),
