@@ -395,13 +395,15 @@ impl Flow {
 }
 
 fn run(seed: u64, fanout: Fanout) {
-    println!("seed {seed}");
-    let mut model = Model::new(seed, fanout);
-    for _ in 0..600 {
-        model.step();
-    }
-    model.settle();
-    model.check();
+    let outcome = std::panic::catch_unwind(|| {
+        let mut model = Model::new(seed, fanout);
+        for _ in 0..600 {
+            model.step();
+        }
+        model.settle();
+        model.check();
+    });
+    assert!(outcome.is_ok(), "with seed {seed}");
 }
 
 #[test]
