@@ -116,14 +116,17 @@ impl Gate {
 
 /// What connections are counted by: an IPv4 address, an IPv6 network; nothing for this machine itself.
 fn counted(address: IpAddr) -> Option<IpAddr> {
-    match address.to_canonical() {
-        address if address.is_loopback() => None,
+    let address = address.to_canonical();
+    if address.is_loopback() {
+        return None;
+    }
+    Some(match address {
         IpAddr::V6(address) => {
             let network = address.to_bits() & !u128::from(u64::MAX);
-            Some(IpAddr::V6(Ipv6Addr::from_bits(network)))
+            IpAddr::V6(Ipv6Addr::from_bits(network))
         }
-        address @ IpAddr::V4(_) => Some(address),
-    }
+        IpAddr::V4(_) => address,
+    })
 }
 
 impl Admitted {
@@ -165,15 +168,16 @@ where
             () = stop.cancelled() => break,
             Some(ended) = peers.join_next(), if !peers.is_empty() => report(ended),
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => match gate.admit(peer) {
-                    Some(admitted) => {
-                        if let Err(error) = prepare(&stream) {
-                            tracing::debug!(%peer, %error, "socket options not set");
-                        }
-                        peers.spawn(serve(stream, peer, admitted));
+                Ok((stream, peer)) => {
+                    let Some(admitted) = gate.admit(peer) else {
+                        tracing::debug!(%peer, "closed at once: connection limit reached");
+                        continue;
+                    };
+                    if let Err(error) = prepare(&stream) {
+                        tracing::debug!(%peer, %error, "socket options not set");
                     }
-                    None => tracing::debug!(%peer, "closed at once: connection limit reached"),
-                },
+                    peers.spawn(serve(stream, peer, admitted));
+                }
                 Err(error) => {
                     tracing::warn!(%error, "accepting failed");
                     sleep(AFTER_ERROR).await;

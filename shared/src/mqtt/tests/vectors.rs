@@ -357,7 +357,7 @@ fn packets_are_written_as_the_standard_shows() {
     writes(&Packet::PubRel(ack(Reason::SUCCESS)), Version::V311, "62 02 1234");
     writes(&Packet::PingResp, Version::V5, "d0 00");
     let ended = Packet::Disconnect(Disconnect::new(Reason::SERVER_SHUTTING_DOWN));
-    writes(&ended, Version::V5, "e0 01 8b");
+    writes(&ended, Version::V5, "e0 02 8b 00");
     writes(&ended, Version::V311, "");
     let publish = Publish { topic: "a/b".into(), payload: "hi".into(), ..Publish::default() };
     writes(&Packet::Publish(publish.clone()), Version::V311, "30 07 0003 612f62 6869");

@@ -215,15 +215,14 @@ fn write_disconnect(first: u8, disconnect: &Disconnect, version: Version, out: &
         if disconnect.reason == Reason::SUCCESS {
             out.put_slice(&[first, 0]);
         }
-    } else if !properties.as_slice().is_empty() {
+    } else if disconnect.reason == Reason::SUCCESS && properties.as_slice().is_empty() {
+        out.put_slice(&[first, 0]);
+    } else {
+        // The property length may be left out, but not every client knows.
         let mut body = BytesMut::new();
         body.put_u8(disconnect.reason.0);
         properties.put(&mut body);
         put_frame(first, &body, out);
-    } else if disconnect.reason == Reason::SUCCESS {
-        out.put_slice(&[first, 0]);
-    } else {
-        out.put_slice(&[first, 1, disconnect.reason.0]);
     }
 }
 

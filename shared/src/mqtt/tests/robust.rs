@@ -1,0 +1,95 @@
+//! Wrong bytes: a million mutations of legal packets, none of which may panic, loop, or read past its packet.
+
+use bytes::BytesMut;
+use proptest::{strategy::ValueTree, test_runner::TestRunner};
+
+use super::{arbitrary, vectors::connected};
+use crate::mqtt::{
+    packet::{Packet, Version},
+    read::Reader,
+    write::write,
+};
+
+/// SplitMix64: the same mutations in every run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (self.next() % end.max(1) as u64) as usize
+    }
+}
+
+fn mutate(bytes: &mut Vec<u8>, random: &mut Random) {
+    for _ in 0..=random.below(3) {
+        let at = random.below(bytes.len());
+        match random.below(6) {
+            0 => bytes[at] ^= 1 << random.below(8),
+            1 => bytes[at] = random.next() as u8,
+            2 => bytes[at] = [0, 0x7f, 0x80, 0xff][random.below(4)],
+            3 => bytes.insert(at, random.next() as u8),
+            4 if bytes.len() > 2 => {
+                bytes.remove(at);
+            }
+            _ => bytes.truncate(bytes.len().min(at + 2)),
+        }
+    }
+}
+
+fn corpus() -> Vec<(Version, bool, Vec<u8>)> {
+    let mut runner = TestRunner::deterministic();
+    let mut corpus = Vec::new();
+    let mut add = |packet: Packet, client: bool| {
+        for version in [Version::V5, Version::V311] {
+            let mut out = BytesMut::new();
+            write(&packet, version, &mut out);
+            if !out.is_empty() {
+                corpus.push((version, client, out.to_vec()));
+            }
+        }
+    };
+    for _ in 0..100 {
+        use proptest::strategy::Strategy;
+        add(arbitrary::first().new_tree(&mut runner).unwrap().current(), true);
+        add(arbitrary::from_client().new_tree(&mut runner).unwrap().current(), true);
+        add(arbitrary::from_server().new_tree(&mut runner).unwrap().current(), false);
+    }
+    corpus
+}
+
+#[test]
+fn a_million_mutations_are_answered_without_a_panic() {
+    let corpus = corpus();
+    let mut random = Random(7);
+    let (mut refused, mut read) = (0, 0);
+    for round in 0..1_000_000 {
+        let (version, client, bytes) = &corpus[round % corpus.len()];
+        let mut bytes = bytes.clone();
+        mutate(&mut bytes, &mut random);
+        let mut buffer = BytesMut::from(&bytes[..]);
+        let mut reader = match (client, bytes[0] >> 4) {
+            (true, 1) => Reader::server(65_536),
+            (true, _) => connected(*version),
+            (false, _) => Reader::client(*version, 65_536),
+        };
+        // Each packet takes at least two bytes.
+        for _ in 0..=bytes.len() / 2 {
+            match reader.read(&mut buffer) {
+                Ok(Some(_)) => read += 1,
+                Ok(None) => break,
+                Err(_) => {
+                    refused += 1;
+                    break;
+                }
+            }
+        }
+    }
+    assert!(refused > 100_000 && read > 10_000, "mutations of both kinds: {refused} {read}");
+}
