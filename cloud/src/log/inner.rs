@@ -16,8 +16,9 @@ use super::{
     catalog::Catalog,
     decide::{self, Change, Prepared, PreparedAppend, State},
     keys,
-    owner::{self, Answer, Owner, Request, Shared, Slot},
+    owner::{self, Answer, Owner, Request, Shared},
     partition::{Cache, Partition},
+    slot::Slot,
 };
 use crate::engine::{Engine, Shard, ShardId, Write};
 

@@ -18,12 +18,17 @@ mod follow;
 mod guard;
 mod inner;
 mod keys;
+#[cfg(test)]
+mod model_tests;
 mod owner;
 mod partition;
 mod read;
 mod retention;
+mod slot;
 mod stored;
 pub mod stream;
+#[cfg(test)]
+mod stream_tests;
 pub mod tail;
 pub mod testing;
 #[cfg(test)]
