@@ -1,7 +1,7 @@
 //! Random runs against crashes and failing storage: what was answered is there, once, in order; nothing is there by half.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -126,9 +126,8 @@ async fn contents(log: &Log, partition: PartitionId) -> Vec<(String, Offset)> {
 /// Every answered batch is there, every batch at most once and in order, and with it its key.
 async fn check(log: &Log, clients: &[Client]) {
     let mut offsets = HashMap::new();
-    let partitions: HashMap<PartitionId, ()> =
-        clients.iter().map(|client| (client.partition, ())).collect();
-    for partition in partitions.into_keys() {
+    let partitions: HashSet<_> = clients.iter().map(|client| client.partition).collect();
+    for partition in partitions {
         for (value, offset) in contents(log, partition).await {
             assert!(offsets.insert(value.clone(), offset).is_none(), "{value} twice");
         }

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -45,6 +45,8 @@ pub(super) struct Shared {
     pub partitions: RwLock<HashMap<PartitionId, Arc<Partition>>>,
     pub cache: Cache,
     pub followers: Followers,
+    /// The first shard that another process took over.
+    pub lost: watch::Sender<Option<ShardId>>,
 }
 
 /// One queued change.
@@ -137,10 +139,8 @@ impl Owner {
             if let EngineError::Fenced(_) = error {
                 warn!(shard = self.id.0, "another process took the shard over");
                 self.slot.set(Place::Lost);
-                self.requests.close();
-                while let Some(request) = self.requests.recv().await {
-                    request.answer.send(Err(LogError::NotOwner));
-                }
+                self.shared.lost.send_replace(Some(self.id));
+                self.refuse_all().await;
                 return None;
             }
             warn!(shard = self.id.0, %error, "shard failed; opening it again");
@@ -165,6 +165,20 @@ impl Owner {
             tokio::select! {
                 () = tokio::time::sleep(REOPEN_AFTER) => {}
                 () = self.stop.cancelled() => {}
+            }
+        }
+    }
+
+    /// After the loss, until the log closes.
+    async fn refuse_all(&mut self) {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled(), if !self.requests.is_closed() => self.requests.close(),
+                request = self.requests.recv() => match request {
+                    Some(request) => request.answer.send(Err(LogError::NotOwner)),
+                    None => return,
+                }
             }
         }
     }
