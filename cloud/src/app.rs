@@ -21,8 +21,7 @@ use crate::{
     bridge::Bridge,
     config::{Config, Listen},
     engine::{self, EngineError},
-    group::Groups,
-    kafka, listen,
+    listen,
     log::{Log, LogError},
     route::{RouteError, Routes, Routing},
     status::Status,
@@ -124,15 +123,6 @@ fn start(
     let gate = Gate::new(config.listen.mqtt_limits());
     let mqtt = listen::serve(listeners.mqtt, gate, bridge, stop.clone());
     heads.spawn(async move { ended("mqtt")(Ok(mqtt.await)) });
-    let groups = Groups::open(log.clone(), config.groups.clone(), stop.clone());
-    let settings = config.kafka.clone();
-    let (log, status, stop) = (log.clone(), status.clone(), stop.clone());
-    heads.spawn(async move {
-        let served =
-            kafka::serve(listeners.kafka, settings, log, groups.clone(), &status, stop).await;
-        groups.closed().await;
-        ended("kafka")(served.map_err(std::io::Error::other))
-    });
     heads
 }
 

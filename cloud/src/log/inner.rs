@@ -6,20 +6,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::try_join_all;
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot, watch},
+    sync::{Semaphore, mpsc, oneshot},
     task::JoinHandle,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tributary_shared::{record::Batch, tasks};
 
 use super::{
     Committed, LogError, PartitionId, Pending, Settings, Transaction,
     catalog::Catalog,
     decide::{self, Change, Prepared, PreparedAppend, State},
     keys,
-    owner::{self, Answer, Owner, Request, Shared},
+    owner::{self, Answer, Owner, Request, Shared, Slot},
     partition::{Cache, Partition},
-    slot::Slot,
 };
 use crate::engine::{Engine, Shard, ShardId, Write};
 
@@ -69,7 +67,6 @@ pub(super) async fn open(
         partitions: std::sync::RwLock::default(),
         cache: Cache::new(settings.cache_bytes),
         followers: super::follow::Followers::default(),
-        lost: watch::Sender::new(None),
     });
     let tails = opened.iter().flat_map(|(_, _, state)| state.tails()).collect();
     let deleted = catalog.fill(stored, &tails, &shared);
@@ -113,7 +110,7 @@ fn start_owner(
         u32::try_from(settings.in_flight_bytes / ROOM_UNIT).unwrap_or(1 << 20).max(1);
     let room = Arc::new(Semaphore::new(room_permits as usize));
     let handle = ShardHandle { slot, requests: sender, room, room_permits };
-    (handle, tasks::critical("shard owner", stop, owner.run(shard, state)))
+    (handle, tokio::spawn(owner.run(shard, state)))
 }
 
 impl Inner {
@@ -130,16 +127,6 @@ impl Inner {
         }
         self.shared.followers.close();
         outcome
-    }
-
-    pub(super) async fn lost(&self) -> ShardId {
-        let mut lost = self.shared.lost.subscribe();
-        let known = lost.wait_for(Option::is_some).await.map(|shard| *shard);
-        match known {
-            Ok(Some(shard)) => shard,
-            // The sender lives as long as `self`.
-            _ => std::future::pending().await,
-        }
     }
 
     pub(super) fn handle(&self, shard: ShardId) -> Result<&ShardHandle, LogError> {
@@ -193,7 +180,7 @@ impl Inner {
         &self,
         shard: ShardId,
         id: PartitionId,
-        batch: Batch,
+        batch: tributary_shared::record::Batch,
     ) -> Result<PreparedAppend, LogError> {
         let entry = self.catalog.by_id(id.stream()).ok_or_else(|| self.no_partition(id))?;
         let partition = entry
@@ -248,13 +235,6 @@ impl Inner {
         let appends = Vec::new();
         let prepared = Prepared { appends, guard: super::Guard::None, writes, index: None };
         self.change(shard, Change::Apply(prepared)).await.map(drop)
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        // The last handle is gone: the owners end on purpose.
-        self.stop.cancel();
     }
 }
 

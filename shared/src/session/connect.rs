@@ -3,15 +3,12 @@
 //! Nothing is touched before all checks passed. CONNACK waits for a stored session to be durable.
 //! Not here: the end of a connection (`disconnect`).
 
-use std::collections::{BTreeSet, VecDeque};
-
 use bytestring::ByteString;
 
 use super::{
     Change, ConnectionId, Decision, Effect, Now, SessionId, State,
     client::{Connection, Online, Session},
     event::Peer,
-    ids::{IdMap, IdSet},
     publish::send,
     queue::Queue,
     timers::Timer,
@@ -126,10 +123,10 @@ impl State {
             will: None,
             will_due: None,
             ends: None,
-            subscriptions: BTreeSet::new(),
-            received: IdSet::default(),
+            subscriptions: Default::default(),
+            received: Default::default(),
             queue: Queue::new(),
-            replays: VecDeque::new(),
+            replays: Default::default(),
             replaying: false,
             met: (0, 0),
         };
@@ -181,7 +178,7 @@ impl State {
             heard_ms: now.mono_ms,
             timer,
             expiry_s,
-            aliases: IdMap::default(),
+            aliases: Default::default(),
         };
         self.connections.insert(connection, link);
     }

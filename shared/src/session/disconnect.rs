@@ -8,7 +8,6 @@ use std::sync::Arc;
 use super::{
     Change, ConnectionId, Decision, Effect, Now, SessionId, State,
     client::Session,
-    fanout::Given,
     publish::{expires_ms, send},
     queue::Entry,
     routes::{Filter, Fit},
@@ -19,7 +18,6 @@ use crate::{
     mqtt::{
         Version,
         packet::{Disconnect, Packet, Reason},
-        write::Encoded,
     },
 };
 
@@ -134,9 +132,10 @@ impl State {
         let mut moved = Vec::new();
         for entry in session.queue.movable() {
             let Entry { message, group: Some(filter), .. } = &entry else { continue };
-            let given = self.give_again(message, filter, id, least, now, out);
-            let Given::To(queued) = given else { continue };
-            if let Some(queued) = queued {
+            let Some(given) = self.give_again(message, filter, id, least, now, out) else {
+                continue;
+            };
+            if let Some(queued) = given {
                 let message = message.clone();
                 out.changes.push(Change::Enqueued { message, queued: vec![queued] });
             }
@@ -166,6 +165,6 @@ fn will_message(session: &mut Session, now: Now) -> Option<Message> {
         properties: will.properties,
         publisher: Some(session.client_id.clone()),
         received_ms: now.wall_ms,
-        encoded: Encoded::default(),
+        encoded: Default::default(),
     })
 }

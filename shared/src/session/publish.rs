@@ -12,7 +12,6 @@ use crate::{
     mqtt::{
         Version,
         packet::{Ack, Packet, PacketId, Publish, Qos, Reason},
-        write::Encoded,
     },
 };
 
@@ -147,7 +146,7 @@ fn message(publish: Publish, publisher: ByteString, now: Now) -> Message {
         publisher: Some(publisher),
         received_ms: now.wall_ms,
         expires_ms,
-        encoded: Encoded::default(),
+        encoded: Default::default(),
     }
 }
 

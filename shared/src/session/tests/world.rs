@@ -1,9 +1,6 @@
 //! Scripted clients against a broker whose host commits after each event; what a client gets is one short line a packet.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    fmt::Write,
-};
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
@@ -241,7 +238,7 @@ fn text(outgoing: &Outgoing) -> String {
         reason => format!("{name} {} {:02x}", ack.packet_id, reason.0),
     };
     let reasons = |reasons: &[Reason]| {
-        reasons.iter().fold(String::new(), |text, reason| format!("{text} {:02x}", reason.0))
+        reasons.iter().map(|reason| format!(" {:02x}", reason.0)).collect::<String>()
     };
     match packet {
         Packet::ConnAck(connack) => {
@@ -265,7 +262,7 @@ fn delivery_text(delivery: &Delivery) -> String {
     let payload = String::from_utf8_lossy(&message.payload);
     let mut text = format!("{} {payload} q{}", message.topic, delivery.qos as u8);
     if let Some(id) = delivery.packet_id {
-        let _ = write!(text, " #{id}");
+        text += &format!(" #{id}");
     }
     if delivery.dup {
         text += " dup";
@@ -274,10 +271,10 @@ fn delivery_text(delivery: &Delivery) -> String {
         text += " retain";
     }
     if !delivery.subscription_ids.is_empty() {
-        let _ = write!(text, " ids={:?}", delivery.subscription_ids);
+        text += &format!(" ids={:?}", delivery.subscription_ids);
     }
     if let Some(seconds) = delivery.expiry_s {
-        let _ = write!(text, " expiry={seconds}");
+        text += &format!(" expiry={seconds}");
     }
     text
 }
@@ -338,15 +335,15 @@ pub(super) fn expiring(publish: Publish, seconds: u32) -> Publish {
     Publish { properties, ..publish }
 }
 
-pub(super) fn will(topic: &str, delay: u32) -> Will {
-    Will {
+pub(super) fn will(topic: &str, delay: u32) -> Option<Will> {
+    Some(Will {
         topic: topic.into(),
         payload: Bytes::from_static(b"gone"),
         qos: Qos::AtLeastOnce,
         retain: false,
         delay,
         properties: PublishProperties::default(),
-    }
+    })
 }
 
 pub(super) const Q0: Qos = Qos::AtMostOnce;
