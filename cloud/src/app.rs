@@ -21,7 +21,8 @@ use crate::{
     bridge::Bridge,
     config::{Config, Listen},
     engine::{self, EngineError},
-    listen,
+    group::Groups,
+    kafka, listen,
     log::{Log, LogError},
     route::{RouteError, Routes, Routing},
     status::Status,
@@ -123,6 +124,15 @@ fn start(
     let gate = Gate::new(config.listen.mqtt_limits());
     let mqtt = listen::serve(listeners.mqtt, gate, bridge, stop.clone());
     heads.spawn(async move { ended("mqtt")(Ok(mqtt.await)) });
+    let groups = Groups::open(log.clone(), config.groups.clone(), stop.clone());
+    let settings = config.kafka.clone();
+    let (log, status, stop) = (log.clone(), status.clone(), stop.clone());
+    heads.spawn(async move {
+        let served =
+            kafka::serve(listeners.kafka, settings, log, groups.clone(), &status, stop).await;
+        groups.closed().await;
+        ended("kafka")(served.map_err(std::io::Error::other))
+    });
     heads
 }
 

@@ -4,7 +4,7 @@
 
 use tributary_shared::{net, telemetry};
 
-use crate::{bridge, engine, log, route::Rule};
+use crate::{bridge, engine, group, kafka, log, route::Rule};
 
 tributary_shared::settings! {
     /// Addresses of the listeners. Port 0 picks a free one. Beyond loopback TLS and authentication are needed.
@@ -54,6 +54,10 @@ tributary_shared::settings! {
         pub log: log::Settings = log::Settings::default(),
         /// The bridge: the door for edges on the MQTT listener.
         pub bridge: bridge::Settings = bridge::Settings::default(),
+        /// Kafka: what clients are told, and limits.
+        pub kafka: kafka::Settings = kafka::Settings::default(),
+        /// Consumer groups: time-outs, limits, how long offsets are kept.
+        pub groups: group::Settings = group::Settings::default(),
         /// Which stream a topic's messages go to. The first match wins; what none takes goes to stream mqtt.messages.
         pub routes: Vec<Rule> = Vec::new(),
         /// Log lines, on stderr.

@@ -11,6 +11,8 @@ use std::{
 
 use serde_json::Value;
 
+use crate::s3;
+
 /// How long a start may take before the test fails.
 const READY: Duration = Duration::from_secs(60);
 
@@ -135,6 +137,12 @@ impl Cloud {
         Self::launch(data.to_owned(), [any; 4], extra)
     }
 
+    /// In a bucket of the S3-compatible server at `s3`.
+    pub fn start_in_bucket(s3: SocketAddr, prefix: &str) -> Self {
+        let endpoint = format!("engine.s3_endpoint=http://{s3}");
+        Self::start_with(&format!("s3://test/{prefix}"), &["--set", &endpoint])
+    }
+
     fn launch(
         data: String,
         [mqtt, kafka, amqp, admin]: [SocketAddr; 4],
@@ -142,6 +150,9 @@ impl Cloud {
     ) -> Self {
         let mut command = Command::new(binary("tributary-cloud"));
         command.args(["serve", "--data", &data]);
+        // Read only where the data lies in a bucket.
+        command.env("AWS_ACCESS_KEY_ID", s3::ACCESS_KEY);
+        command.env("AWS_SECRET_ACCESS_KEY", s3::SECRET_KEY);
         for (flag, address) in
             [("--mqtt", mqtt), ("--kafka", kafka), ("--amqp", amqp), ("--admin", admin)]
         {

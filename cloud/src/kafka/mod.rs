@@ -41,7 +41,7 @@ const NODE: i32 = 1;
 const LEADER_EPOCH: i32 = 0;
 
 /// How long answers that are under way may take when the server stops.
-const DRAIN: Duration = Duration::from_secs(3);
+const DRAIN: Duration = Duration::from_secs(2);
 
 tributary_shared::settings! {
     /// Kafka head: what clients are told, and limits.

@@ -144,7 +144,7 @@ mod tests {
     fn producers_repeat_append_or_are_refused() {
         let known = sent(&[(0, 9, 100), (10, 19, 110), (20, 20, 120)]);
         let order = |got, expected| LogError::OutOfOrderSequence { producer: 7, got, expected };
-        let cases: &[(i16, i32, i32, Result<Verdict<Offset>, LogError>)] = &[
+        let cases = [
             (2, 21, 5, Ok(Verdict::Append)),
             (2, 0, 10, Ok(Verdict::Repeat(100))),
             (2, 20, 1, Ok(Verdict::Repeat(120))),
@@ -156,7 +156,7 @@ mod tests {
             (1, 21, 1, Err(LogError::StaleProducerEpoch { producer: 7, got: 1, current: 2 })),
         ];
         for (epoch, first, count, expected) in cases {
-            let answer = check_producer(Some(&known), 7, *epoch, *first, *count);
+            let answer = check_producer(Some(&known), 7, epoch, first, count);
             assert_eq!(format!("{answer:?}"), format!("{expected:?}"), "{epoch} {first} {count}");
         }
         assert_eq!(check_producer(None, 7, 9, 55, 1).unwrap(), Verdict::Append);

@@ -6,18 +6,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::try_join_all;
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinHandle,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tributary_shared::{record::Batch, tasks};
 
 use super::{
     Committed, LogError, PartitionId, Pending, Settings, Transaction,
     catalog::Catalog,
     decide::{self, Change, Prepared, PreparedAppend, State},
     keys,
-    owner::{self, Answer, Owner, Request, Shared, Slot},
+    owner::{self, Answer, Owner, Request, Shared},
     partition::{Cache, Partition},
+    slot::Slot,
 };
 use crate::engine::{Engine, Shard, ShardId, Write};
 
@@ -67,6 +69,7 @@ pub(super) async fn open(
         partitions: std::sync::RwLock::default(),
         cache: Cache::new(settings.cache_bytes),
         followers: super::follow::Followers::default(),
+        lost: watch::Sender::new(None),
     });
     let tails = opened.iter().flat_map(|(_, _, state)| state.tails()).collect();
     let deleted = catalog.fill(stored, &tails, &shared);
@@ -110,7 +113,7 @@ fn start_owner(
         u32::try_from(settings.in_flight_bytes / ROOM_UNIT).unwrap_or(1 << 20).max(1);
     let room = Arc::new(Semaphore::new(room_permits as usize));
     let handle = ShardHandle { slot, requests: sender, room, room_permits };
-    (handle, tokio::spawn(owner.run(shard, state)))
+    (handle, tasks::critical("shard owner", stop, owner.run(shard, state)))
 }
 
 impl Inner {
@@ -127,6 +130,16 @@ impl Inner {
         }
         self.shared.followers.close();
         outcome
+    }
+
+    pub(super) async fn lost(&self) -> ShardId {
+        let mut lost = self.shared.lost.subscribe();
+        let known = lost.wait_for(Option::is_some).await.map(|shard| *shard);
+        match known {
+            Ok(Some(shard)) => shard,
+            // The sender lives as long as `self`.
+            _ => std::future::pending().await,
+        }
     }
 
     pub(super) fn handle(&self, shard: ShardId) -> Result<&ShardHandle, LogError> {
@@ -180,7 +193,7 @@ impl Inner {
         &self,
         shard: ShardId,
         id: PartitionId,
-        batch: tributary_shared::record::Batch,
+        batch: Batch,
     ) -> Result<PreparedAppend, LogError> {
         let entry = self.catalog.by_id(id.stream()).ok_or_else(|| self.no_partition(id))?;
         let partition = entry
@@ -235,6 +248,13 @@ impl Inner {
         let appends = Vec::new();
         let prepared = Prepared { appends, guard: super::Guard::None, writes, index: None };
         self.change(shard, Change::Apply(prepared)).await.map(drop)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The last handle is gone: the owners end on purpose.
+        self.stop.cancel();
     }
 }
 

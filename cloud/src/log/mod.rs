@@ -18,12 +18,17 @@ mod follow;
 mod guard;
 mod inner;
 mod keys;
+#[cfg(test)]
+mod model_tests;
 mod owner;
 mod partition;
 mod read;
 mod retention;
+mod slot;
 mod stored;
 pub mod stream;
+#[cfg(test)]
+mod stream_tests;
 pub mod tail;
 pub mod testing;
 #[cfg(test)]
@@ -66,9 +71,10 @@ impl PartitionId {
 }
 
 /// What must hold for a transaction to be applied, and what is remembered with it so that a repeat is known.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Guard {
     /// Nothing.
+    #[default]
     None,
     /// Kafka idempotent producer: id, epoch and sequence are read from the headers of the transaction's batches
     /// (batches without a producer id pass). A repeat of one of the last 5 answers with its offset.
@@ -109,12 +115,6 @@ pub struct Transaction {
     pub writes: Vec<Write>,
     /// Head's keys that depend on the offsets. Not called for a duplicate.
     pub index: Option<Index>,
-}
-
-impl Default for Guard {
-    fn default() -> Self {
-        Self::None
-    }
 }
 
 /// A durable transaction.
@@ -159,6 +159,12 @@ impl Log {
     /// Limits and defaults.
     pub fn settings(&self) -> &Settings {
         &self.inner.settings
+    }
+
+    /// Returns when another process has taken a shard over: this one then answers [`LogError::NotOwner`] for it and should
+    /// end.
+    pub async fn lost(&self) -> ShardId {
+        self.inner.lost().await
     }
 
     // ---- streams ----

@@ -9,7 +9,7 @@ use std::{
 };
 
 use tracing::warn;
-use tributary_shared::record::Batch;
+use tributary_shared::{record::Batch, tasks};
 
 use super::{
     LogError, Offset, PartitionId, Watermarks,
@@ -39,7 +39,7 @@ impl Inner {
         }
         let every = Duration::from_millis(self.settings.retention_interval_ms.max(1));
         let (weak, stop) = (Arc::downgrade(self), self.stop.clone());
-        self.background.spawn(async move {
+        let work = self.background.track_future(async move {
             loop {
                 tokio::select! {
                     () = stop.cancelled() => return,
@@ -54,6 +54,7 @@ impl Inner {
                 }
             }
         });
+        drop(tasks::spawn("retention", work));
     }
 
     pub(super) async fn trim(
@@ -242,7 +243,7 @@ impl Inner {
     /// Removes the keys of a deleted stream, then the stream's own.
     pub(super) fn remove_in_background(self: &Arc<Self>, stream: StoredStream) {
         let (inner, stop) = (Arc::clone(self), self.stop.clone());
-        self.background.spawn(async move {
+        let work = self.background.track_future(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
                 done = inner.remove(&stream) => if let Err(error) = done {
@@ -251,6 +252,7 @@ impl Inner {
                 }
             }
         });
+        drop(tasks::spawn("removal of a stream", work));
     }
 
     async fn remove(&self, stored: &StoredStream) -> Result<(), LogError> {

@@ -187,8 +187,8 @@ async fn sessions_queues_ids_and_retained_come_back() {
     let retained = Arc::new(Message { retain: true, ..(*message("up/r", "keep")).clone() });
     store
         .apply(vec![
-            Change::SessionSaved(saved.clone()),
-            Change::SessionSaved(session(4)),
+            Change::SessionSaved(Box::new(saved.clone())),
+            Change::SessionSaved(Box::new(session(4))),
             Change::Subscribed(subscription.clone()),
             publish("up/a", "one", vec![queued(3, 1), queued(4, 1)]),
             publish("local", "two", vec![queued(3, 2)]),
@@ -388,7 +388,7 @@ async fn what_the_cloud_refuses_goes_to_the_quarantine_and_leaves_a_gap() {
 async fn a_damaged_file_is_put_aside_and_what_can_be_read_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Harness::open(&plan(dir.path()));
-    store.apply(vec![Change::SessionSaved(session(1))]).await;
+    store.apply(vec![Change::SessionSaved(Box::new(session(1)))]).await;
     for i in 0..200 {
         store.apply(vec![publish("up/a", &format!("{i:0>2000}"), vec![])]).await;
     }

@@ -74,7 +74,7 @@ pub enum Change {
         message: Option<Arc<Message>>,
     },
     /// A session that must survive a restart was made or changed.
-    SessionSaved(SavedSession),
+    SessionSaved(Box<SavedSession>),
     /// A session ended, with all its subscriptions, queue entries and ids.
     SessionRemoved(SessionId),
     /// A subscription was made or replaced.

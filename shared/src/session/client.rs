@@ -78,8 +78,8 @@ pub(super) struct Connection {
 }
 
 impl Session {
-    pub(super) fn saved(&self) -> SavedSession {
-        SavedSession {
+    pub(super) fn saved(&self) -> Box<SavedSession> {
+        Box::new(SavedSession {
             session: self.id,
             client_id: self.client_id.clone(),
             principal: self.principal.clone(),
@@ -87,7 +87,7 @@ impl Session {
             disconnected_ms: self.disconnected_ms,
             will: self.will.clone(),
             next_seq: self.queue.next_seq(),
-        }
+        })
     }
 
     /// When something is due for it, monotonic ms.

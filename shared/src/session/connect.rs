@@ -3,12 +3,15 @@
 //! Nothing is touched before all checks passed. CONNACK waits for a stored session to be durable.
 //! Not here: the end of a connection (`disconnect`).
 
+use std::collections::{BTreeSet, VecDeque};
+
 use bytestring::ByteString;
 
 use super::{
     Change, ConnectionId, Decision, Effect, Now, SessionId, State,
     client::{Connection, Online, Session},
     event::Peer,
+    ids::{IdMap, IdSet},
     publish::send,
     queue::Queue,
     timers::Timer,
@@ -123,10 +126,10 @@ impl State {
             will: None,
             will_due: None,
             ends: None,
-            subscriptions: Default::default(),
-            received: Default::default(),
+            subscriptions: BTreeSet::new(),
+            received: IdSet::default(),
             queue: Queue::new(),
-            replays: Default::default(),
+            replays: VecDeque::new(),
             replaying: false,
             met: (0, 0),
         };
@@ -178,7 +181,7 @@ impl State {
             heard_ms: now.mono_ms,
             timer,
             expiry_s,
-            aliases: Default::default(),
+            aliases: IdMap::default(),
         };
         self.connections.insert(connection, link);
     }

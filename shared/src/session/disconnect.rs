@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::{
     Change, ConnectionId, Decision, Effect, Now, SessionId, State,
     client::Session,
+    fanout::Given,
     publish::{expires_ms, send},
     queue::Entry,
     routes::{Filter, Fit},
@@ -18,6 +19,7 @@ use crate::{
     mqtt::{
         Version,
         packet::{Disconnect, Packet, Reason},
+        write::Encoded,
     },
 };
 
@@ -132,10 +134,9 @@ impl State {
         let mut moved = Vec::new();
         for entry in session.queue.movable() {
             let Entry { message, group: Some(filter), .. } = &entry else { continue };
-            let Some(given) = self.give_again(message, filter, id, least, now, out) else {
-                continue;
-            };
-            if let Some(queued) = given {
+            let given = self.give_again(message, filter, id, least, now, out);
+            let Given::To(queued) = given else { continue };
+            if let Some(queued) = queued {
                 let message = message.clone();
                 out.changes.push(Change::Enqueued { message, queued: vec![queued] });
             }
@@ -165,6 +166,6 @@ fn will_message(session: &mut Session, now: Now) -> Option<Message> {
         properties: will.properties,
         publisher: Some(session.client_id.clone()),
         received_ms: now.wall_ms,
-        encoded: Default::default(),
+        encoded: Encoded::default(),
     })
 }

@@ -98,8 +98,11 @@ impl State {
         for (node, index) in groups.drain(..) {
             let Some(group) = self.routes.group_at(node, index) else { continue };
             let turn = Turn { message, but: None, least: Fit::Away };
-            let given = turn.give(group, &mut self.sessions, &self.settings, now, out);
-            queued.extend(given.flatten());
+            if let Given::To(Some(entry)) =
+                turn.give(group, &mut self.sessions, &self.settings, now, out)
+            {
+                queued.push(entry);
+            }
         }
         self.scratch.groups = groups;
         queued
@@ -143,7 +146,7 @@ impl State {
         });
     }
 
-    /// Gives a message of a shared group to another member than `from`, who leaves. `None`: nobody fits at least so.
+    /// Gives a message of a shared group to another member than `from`, who leaves, if one fits at least so.
     pub(super) fn give_again(
         &mut self,
         message: &Arc<Message>,
@@ -152,11 +155,20 @@ impl State {
         least: Fit,
         now: Now,
         out: &mut Decision,
-    ) -> Option<Option<Queued>> {
-        let group = self.routes.group(filter)?;
+    ) -> Given {
+        let Some(group) = self.routes.group(filter) else { return Given::Nobody };
         let turn = Turn { message, but: Some(from), least };
         turn.give(group, &mut self.sessions, &self.settings, now, out)
     }
+}
+
+/// What became of a message for a shared group.
+#[derive(Debug)]
+pub(super) enum Given {
+    /// No member fits.
+    Nobody,
+    /// One took it; with the queue entry to store.
+    To(Option<Queued>),
 }
 
 /// A message to be given to one member of a shared group.
@@ -175,7 +187,7 @@ impl Turn<'_> {
         limits: &Settings,
         now: Now,
         out: &mut Decision,
-    ) -> Option<Option<Queued>> {
+    ) -> Given {
         let message = self.message;
         let member = group.pick(|member| match sessions.get(&member.session) {
             Some(session) if self.but != Some(member.session) => {
@@ -183,7 +195,9 @@ impl Turn<'_> {
                 if fit < self.least { Fit::No } else { fit }
             }
             _ => Fit::No,
-        })?;
+        });
+        let Some(member) = member else { return Given::Nobody };
+        let Some(session) = sessions.get_mut(&member.session) else { return Given::Nobody };
         let offer = Offer {
             message,
             qos: member.options.qos.min(message.qos),
@@ -191,7 +205,7 @@ impl Turn<'_> {
             subscription_ids: member.id.map_or_else(Vec::new, |id| vec![id]),
             group: Some(group.filter.clone()),
         };
-        Some(sessions.get_mut(&member.session)?.offer(offer, limits, now, out))
+        Given::To(session.offer(offer, limits, now, out))
     }
 }
 

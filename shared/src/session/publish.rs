@@ -12,6 +12,7 @@ use crate::{
     mqtt::{
         Version,
         packet::{Ack, Packet, PacketId, Publish, Qos, Reason},
+        write::Encoded,
     },
 };
 
@@ -146,7 +147,7 @@ fn message(publish: Publish, publisher: ByteString, now: Now) -> Message {
         publisher: Some(publisher),
         received_ms: now.wall_ms,
         expires_ms,
-        encoded: Default::default(),
+        encoded: Encoded::default(),
     }
 }
 

@@ -73,7 +73,7 @@ fn compactor(medium: Medium) -> CompactorOptions {
         enable_trivial_move: true,
         max_concurrent_compactions: 2,
         // What compaction replaced stays this long; our scans are pages of some MiB.
-        checkpoint_lifetime: Duration::from_secs(120),
+        checkpoint_lifetime: Duration::from_mins(2),
         worker: Some(CompactionWorkerOptions {
             max_concurrent_compactions: 2,
             compactions_poll_interval: look,

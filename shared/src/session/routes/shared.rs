@@ -77,12 +77,13 @@ impl Group {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mqtt::packet::SubscriptionOptions;
 
     fn group(members: u64) -> Group {
         let mut group = Group::new("$share/g/a".into());
         for number in 0..members {
-            let session = SessionId(number);
-            group.insert(Subscriber { session, options: Default::default(), id: None });
+            let (session, options) = (SessionId(number), SubscriptionOptions::default());
+            group.insert(Subscriber { session, options, id: None });
         }
         group
     }

@@ -62,14 +62,13 @@ impl Trie {
         if filter.share.is_none() {
             return node.leaf.insert(subscriber);
         }
-        match node.leaf.groups.iter_mut().find(|group| group.filter == *full) {
-            Some(group) => group.insert(subscriber),
-            None => {
-                let mut group = Group::new(full.clone());
-                group.insert(subscriber);
-                node.leaf.groups.push(group);
-            }
+        let groups = &mut node.leaf.groups;
+        if let Some(group) = groups.iter_mut().find(|group| group.filter == *full) {
+            return group.insert(subscriber);
         }
+        let mut group = Group::new(full.clone());
+        group.insert(subscriber);
+        groups.push(group);
     }
 
     /// Removes a session's subscription and what becomes empty by that.
@@ -253,6 +252,7 @@ impl Leaf {
 #[cfg(test)]
 mod tests {
     use super::{super::matches, *};
+    use crate::mqtt::packet::SubscriptionOptions;
 
     fn found(trie: &Trie, topic: &str) -> Vec<u64> {
         let mut found = Vec::new();
@@ -264,7 +264,7 @@ mod tests {
     }
 
     fn subscriber(number: u64) -> Subscriber {
-        Subscriber { session: SessionId(number), options: Default::default(), id: None }
+        Subscriber { session: SessionId(number), options: SubscriptionOptions::default(), id: None }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::world::*;
 use crate::{
     mqtt::{
         Version,
-        packet::{Auth, Connect, Packet, Publish, Reason},
+        packet::{Auth, ConnAckProperties, Connect, Packet, Publish, Reason},
     },
     session::{Event, Fanout, Settings},
 };
@@ -210,7 +210,7 @@ fn the_server_says_what_its_limits_are() {
     assert_eq!(properties.topic_alias_maximum, Some(16));
     assert_eq!(properties.response_information.as_deref(), Some("answers/c"));
     w.join(v311("d", true));
-    assert_eq!(w.connack.take().unwrap().properties, Default::default());
+    assert_eq!(w.connack.take().unwrap().properties, ConnAckProperties::default());
 }
 
 #[test]

@@ -235,7 +235,7 @@ impl Model {
                 }
             }
             5..=11 if self.clients[at].connection.is_none() || self.random.chance(20) => {
-                self.connect(at)
+                self.connect(at);
             }
             12..=30 => self.commit(),
             31..=45 => self.publish(at),

@@ -65,9 +65,10 @@ fn the_retain_flag_goes_on_only_as_published_is_asked_for() {
     let mut w = world();
     let (plain, kept) = (w.join(v5("plain")), w.join(v5("kept")));
     let as_published = SubscriptionOptions { retain_as_published: true, ..Default::default() };
-    w.subscribe_with(plain, &[("t", Default::default())], None);
+    w.subscribe_with(plain, &[("t", SubscriptionOptions::default())], None);
     w.subscribe_with(kept, &[("t", as_published)], None);
-    (w.take(plain), w.take(kept));
+    w.take(plain);
+    w.take(kept);
     let writer = w.join(v5("w"));
     w.publish(writer, retained("t", "x"));
     w.publish(writer, publish("t", "y", Q0, 0));

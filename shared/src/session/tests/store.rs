@@ -48,7 +48,7 @@ impl Store {
             Change::Retained { topic, message: None } => drop(self.retained.remove(&topic)),
             Change::SessionSaved(saved) => {
                 self.next_session = self.next_session.max(saved.session.0 + 1);
-                self.sessions.insert(saved.session, saved);
+                self.sessions.insert(saved.session, *saved);
             }
             Change::SessionRemoved(id) => {
                 assert!(self.sessions.remove(&id).is_some(), "removed twice");

@@ -7,7 +7,7 @@ use crate::{
 };
 
 fn with_will(delay: u32) -> Connect {
-    Connect { will: will("will", delay), session_expiry: Some(100), ..v5("c") }
+    Connect { will: Some(will("will", delay)), session_expiry: Some(100), ..v5("c") }
 }
 
 // [MQTT-3.1.2-8] [MQTT-3.1.2-10] [MQTT-3.14.4-3]

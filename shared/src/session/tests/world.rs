@@ -1,6 +1,9 @@
 //! Scripted clients against a broker whose host commits after each event; what a client gets is one short line a packet.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt::Write,
+};
 
 use bytes::Bytes;
 
@@ -238,7 +241,7 @@ fn text(outgoing: &Outgoing) -> String {
         reason => format!("{name} {} {:02x}", ack.packet_id, reason.0),
     };
     let reasons = |reasons: &[Reason]| {
-        reasons.iter().map(|reason| format!(" {:02x}", reason.0)).collect::<String>()
+        reasons.iter().fold(String::new(), |text, reason| format!("{text} {:02x}", reason.0))
     };
     match packet {
         Packet::ConnAck(connack) => {
@@ -262,7 +265,7 @@ fn delivery_text(delivery: &Delivery) -> String {
     let payload = String::from_utf8_lossy(&message.payload);
     let mut text = format!("{} {payload} q{}", message.topic, delivery.qos as u8);
     if let Some(id) = delivery.packet_id {
-        text += &format!(" #{id}");
+        let _ = write!(text, " #{id}");
     }
     if delivery.dup {
         text += " dup";
@@ -271,10 +274,10 @@ fn delivery_text(delivery: &Delivery) -> String {
         text += " retain";
     }
     if !delivery.subscription_ids.is_empty() {
-        text += &format!(" ids={:?}", delivery.subscription_ids);
+        let _ = write!(text, " ids={:?}", delivery.subscription_ids);
     }
     if let Some(seconds) = delivery.expiry_s {
-        text += &format!(" expiry={seconds}");
+        let _ = write!(text, " expiry={seconds}");
     }
     text
 }
@@ -335,15 +338,15 @@ pub(super) fn expiring(publish: Publish, seconds: u32) -> Publish {
     Publish { properties, ..publish }
 }
 
-pub(super) fn will(topic: &str, delay: u32) -> Option<Will> {
-    Some(Will {
+pub(super) fn will(topic: &str, delay: u32) -> Will {
+    Will {
         topic: topic.into(),
         payload: Bytes::from_static(b"gone"),
         qos: Qos::AtLeastOnce,
         retain: false,
         delay,
         properties: PublishProperties::default(),
-    })
+    }
 }
 
 pub(super) const Q0: Qos = Qos::AtMostOnce;
