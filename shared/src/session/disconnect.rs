@@ -11,7 +11,7 @@ use super::{
     fanout::Given,
     publish::{expires_ms, send},
     queue::Entry,
-    routes::{Filter, Fit},
+    routes::Fit,
     timers::Timer,
 };
 use crate::{
@@ -21,6 +21,7 @@ use crate::{
         packet::{Disconnect, Packet, Reason},
         write::Encoded,
     },
+    topic::filter::Subscribed,
 };
 
 impl State {
@@ -102,7 +103,7 @@ impl State {
         }
         self.clients.remove(&session.client_id);
         for filter in &session.subscriptions {
-            if let Some(parsed) = Filter::parse(filter) {
+            if let Ok(parsed) = Subscribed::parse(filter) {
                 self.routes.remove(filter, parsed, id);
             }
         }

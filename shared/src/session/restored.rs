@@ -8,10 +8,10 @@ use super::{
     client::Session,
     disconnect::ends_after,
     queue::Queue,
-    routes::{Filter, Subscriber},
+    routes::Subscriber,
     timers::Timer,
 };
-use crate::{message::Message, mqtt::PacketId};
+use crate::{message::Message, mqtt::PacketId, topic::filter::Subscribed};
 
 /// Everything. `Default` is an empty store.
 #[derive(Debug, Default)]
@@ -103,7 +103,8 @@ impl State {
 
     fn restore_subscription(&mut self, saved: SavedSubscription) {
         let SavedSubscription { session, filter, options, subscription_id: id } = saved;
-        let (Some(owner), Some(parsed)) = (self.sessions.get_mut(&session), Filter::parse(&filter))
+        let (Some(owner), Ok(parsed)) =
+            (self.sessions.get_mut(&session), Subscribed::parse(&filter))
         else {
             return;
         };

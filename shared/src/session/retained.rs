@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use bytestring::ByteString;
 
-use super::{Settings, queue::weight, routes};
-use crate::{message::Message, mqtt::packet::SubscriptionOptions};
+use super::{Settings, queue::weight};
+use crate::{message::Message, mqtt::packet::SubscriptionOptions, topic::filter};
 
 /// All retained messages, by topic.
 #[derive(Debug, Default)]
@@ -112,7 +112,7 @@ impl Retained {
                 return page;
             }
             page.after = Some(topic.clone());
-            if kept.version <= replay.version && routes::matches(pattern, topic) {
+            if kept.version <= replay.version && filter::matches(pattern, topic) {
                 page.messages.push(kept.message.clone());
             }
         }

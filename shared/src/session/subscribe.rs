@@ -3,15 +3,15 @@
 use bytestring::ByteString;
 
 use super::{
-    Change, ConnectionId, Decision, Now, SessionId, State,
-    action::SavedSubscription,
-    publish::send,
-    retained::Replay,
-    routes::{Filter, Subscriber},
+    Change, ConnectionId, Decision, Now, SessionId, State, action::SavedSubscription,
+    publish::send, retained::Replay, routes::Subscriber,
 };
-use crate::mqtt::{
-    Version,
-    packet::{Packet, Qos, Reason, SubAck, Subscribe, SubscribeFilter, Unsubscribe},
+use crate::{
+    mqtt::{
+        Version,
+        packet::{Packet, Qos, Reason, SubAck, Subscribe, SubscribeFilter, Unsubscribe},
+    },
+    topic::filter::Subscribed,
 };
 
 /// Filters of one packet; more are refused, so that no packet makes unbounded work.
@@ -60,11 +60,11 @@ impl State {
         let settings = &self.settings;
         let Some(session) = self.sessions.get_mut(&id) else { return Err(Reason::UNSPECIFIED) };
         let filter = one.filter;
-        let parsed = Filter::parse(&filter).ok_or(Reason::TOPIC_FILTER_INVALID)?;
+        let parsed = Subscribed::parse(&filter).map_err(|_| Reason::TOPIC_FILTER_INVALID)?;
         let new = !session.subscriptions.contains(&filter);
         if (new && session.subscriptions.len() >= settings.subscriptions)
             || filter.len() > settings.filter_bytes
-            || parsed.levels() > settings.topic_levels
+            || parsed.filter.split('/').count() > settings.topic_levels
         {
             return Err(Reason::QUOTA_EXCEEDED);
         }
@@ -129,9 +129,9 @@ impl State {
         filter: &ByteString,
         out: &mut Decision,
     ) -> Reason {
-        let parsed = Filter::parse(filter);
+        let parsed = Subscribed::parse(filter);
         let Some(session) = self.sessions.get_mut(&id) else { return Reason::UNSPECIFIED };
-        let Some(parsed) = parsed else { return Reason::TOPIC_FILTER_INVALID };
+        let Ok(parsed) = parsed else { return Reason::TOPIC_FILTER_INVALID };
         if !session.subscriptions.remove(filter) {
             return Reason::NO_SUBSCRIPTION_EXISTED;
         }

@@ -3,11 +3,9 @@
 //! Holds: the trie of filters with their subscribers and shared groups. In: subscriptions, a topic. Out: the matching
 //! subscribers, each group once. Change here: matching. Not here: options' meaning (`fanout`), checks (`subscribe`).
 
-mod filter;
 mod shared;
 mod trie;
 
-pub(super) use filter::{Filter, matches};
 pub(super) use shared::{Fit, Group};
 pub(super) use trie::{NodeId, Trie};
 

@@ -4,8 +4,11 @@ use std::collections::HashMap;
 
 use bytestring::ByteString;
 
-use super::{Filter, Group, Subscriber};
-use crate::session::{event::SessionId, ids::IdMap};
+use super::{Group, Subscriber};
+use crate::{
+    session::{event::SessionId, ids::IdMap},
+    topic::filter::Subscribed,
+};
 
 /// A node's number; the root is 0 and nobody's child, so 0 also says "none".
 pub(in super::super) type NodeId = u32;
@@ -51,11 +54,11 @@ impl Trie {
     pub(in super::super) fn insert(
         &mut self,
         full: &ByteString,
-        filter: Filter<'_>,
+        filter: Subscribed<'_>,
         subscriber: Subscriber,
     ) {
         let mut at = ROOT;
-        for level in filter.pattern.split('/') {
+        for level in filter.filter.split('/') {
             at = self.child_or_new(at, level);
         }
         let Some(node) = self.nodes.get_mut(at as usize) else { return };
@@ -72,8 +75,13 @@ impl Trie {
     }
 
     /// Removes a session's subscription and what becomes empty by that.
-    pub(in super::super) fn remove(&mut self, full: &str, filter: Filter<'_>, session: SessionId) {
-        let Some(at) = self.find(filter.pattern) else { return };
+    pub(in super::super) fn remove(
+        &mut self,
+        full: &str,
+        filter: Subscribed<'_>,
+        session: SessionId,
+    ) {
+        let Some(at) = self.find(filter.filter) else { return };
         let Some(node) = self.nodes.get_mut(at as usize) else { return };
         if filter.share.is_none() {
             node.leaf.remove(session);
@@ -93,7 +101,7 @@ impl Trie {
 
     /// The shared group of a filter.
     pub(in super::super) fn group(&mut self, full: &str) -> Option<&mut Group> {
-        let at = self.find(Filter::parse(full)?.pattern)?;
+        let at = self.find(Subscribed::parse(full).ok()?.filter)?;
         let leaf = &mut self.nodes.get_mut(at as usize)?.leaf;
         leaf.groups.iter_mut().find(|group| group.filter == full)
     }
@@ -251,8 +259,8 @@ impl Leaf {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::matches, *};
-    use crate::mqtt::packet::SubscriptionOptions;
+    use super::*;
+    use crate::{mqtt::packet::SubscriptionOptions, topic::filter::matches};
 
     fn found(trie: &Trie, topic: &str) -> Vec<u64> {
         let mut found = Vec::new();
@@ -278,7 +286,7 @@ mod tests {
                 patterns.extend(levels.map(|three| format!("{one}/{two}/{three}")));
             }
         }
-        patterns.retain(|pattern| Filter::parse(pattern).is_some());
+        patterns.retain(|pattern| Subscribed::parse(pattern).is_ok());
         let topics: Vec<&String> =
             patterns.iter().filter(|one| !one.contains(['+', '#'])).collect();
         let mut trie = Trie::default();
@@ -288,7 +296,7 @@ mod tests {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let at = (random >> 33) as usize % patterns.len();
             let (pattern, number) = (&patterns[at], at as u64);
-            let filter = Filter::parse(pattern).unwrap();
+            let filter = Subscribed::parse(pattern).unwrap();
             if there[at] {
                 trie.remove(pattern, filter, SessionId(number));
             } else {
@@ -303,7 +311,7 @@ mod tests {
             assert_eq!(found(&trie, topic), expected, "{topic}");
         }
         for (at, pattern) in patterns.iter().enumerate() {
-            trie.remove(pattern, Filter::parse(pattern).unwrap(), SessionId(at as u64));
+            trie.remove(pattern, Subscribed::parse(pattern).unwrap(), SessionId(at as u64));
         }
         assert_eq!(trie.nodes.len(), trie.free.len() + 1, "only the root is left");
     }
@@ -311,7 +319,7 @@ mod tests {
     #[test]
     fn many_subscribers_of_one_filter_are_each_there_once_until_they_leave() {
         let mut trie = Trie::default();
-        let (full, filter) = (ByteString::from("a/b"), Filter::parse("a/b").unwrap());
+        let (full, filter) = (ByteString::from("a/b"), Subscribed::parse("a/b").unwrap());
         for number in (0..100).chain(0..100) {
             trie.insert(&full, filter, subscriber(number));
         }
