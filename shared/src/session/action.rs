@@ -173,12 +173,14 @@ pub enum Effect {
         /// Bytes of payloads and topics.
         bytes: usize,
     },
-    /// A limit was hit and a message was not delivered or not kept (P3).
+    /// A limit was hit, or a session ended, and messages were not delivered or not kept (P3).
     Dropped {
         /// Whose, if a session's.
         session: Option<SessionId>,
         /// Why, a metric label.
         why: &'static str,
+        /// How many messages.
+        count: u64,
     },
 }
 

@@ -222,7 +222,7 @@ impl Session {
     }
 
     pub(super) fn dropped(&self, why: &'static str, out: &mut Decision) {
-        out.effects.push(Effect::Dropped { session: Some(self.id), why });
+        out.effects.push(Effect::Dropped { session: Some(self.id), why, count: 1 });
     }
 
     /// PUBREL for an id, as an answer to its PUBREC.

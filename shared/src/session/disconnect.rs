@@ -108,6 +108,10 @@ impl State {
             }
         }
         self.subscriptions -= session.subscriptions.len();
+        if session.queue.messages() > 0 {
+            let (why, count) = ("session_ended", session.queue.messages());
+            out.effects.push(Effect::Dropped { session: Some(id), why, count });
+        }
         if session.stored {
             out.changes.push(Change::SessionRemoved(id));
         }

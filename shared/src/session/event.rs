@@ -84,7 +84,7 @@ pub enum Event {
         session: SessionId,
         /// In order of `seq`, without gaps from the one asked for.
         entries: Vec<LoadedEntry>,
-        /// Nothing is stored after these.
+        /// Nothing is stored after these. Always so without entries.
         complete: bool,
     },
     /// Time passed. The host calls at [`super::Decision::wake_ms`] at the latest.

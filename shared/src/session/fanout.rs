@@ -11,6 +11,7 @@ use super::{
     client::Session,
     deliver::Offer,
     ids::IdMap,
+    queue::weight,
     routes::{Fit, Group, NodeId},
 };
 use crate::{
@@ -75,11 +76,11 @@ impl State {
             if self.retained.remove(&topic) {
                 out.changes.push(Change::Retained { topic, message: None });
             }
-        } else if self.retained.fits(&topic, super::queue::weight(&message), &self.settings) {
+        } else if self.retained.fits(&topic, weight(&message), &self.settings) {
             self.retained.insert(message.clone());
             out.changes.push(Change::Retained { topic, message: Some(message) });
         } else {
-            out.effects.push(Effect::Dropped { session: None, why: "retained_full" });
+            out.effects.push(Effect::Dropped { session: None, why: "retained_full", count: 1 });
         }
     }
 
@@ -97,7 +98,7 @@ impl State {
         let mut groups = std::mem::take(&mut self.scratch.groups);
         for (node, index) in groups.drain(..) {
             let Some(group) = self.routes.group_at(node, index) else { continue };
-            let turn = Turn { message, but: None, least: Fit::Away };
+            let turn = Turn { message, but: None, least: Fit::Over };
             if let Given::To(Some(entry)) =
                 turn.give(group, &mut self.sessions, &self.settings, now, out)
             {
@@ -191,7 +192,7 @@ impl Turn<'_> {
         let message = self.message;
         let member = group.pick(|member| match sessions.get(&member.session) {
             Some(session) if self.but != Some(member.session) => {
-                let fit = session.fit(member.options.qos.min(message.qos), limits);
+                let fit = session.fit(message, member.options.qos.min(message.qos), limits);
                 if fit < self.least { Fit::No } else { fit }
             }
             _ => Fit::No,
@@ -210,14 +211,21 @@ impl Turn<'_> {
 }
 
 impl Session {
-    fn fit(&self, qos: Qos, limits: &Settings) -> Fit {
+    fn fit(&self, message: &Message, qos: Qos, limits: &Settings) -> Fit {
+        let bytes = weight(message);
+        let fits = if self.stored {
+            self.queue.fits_store(bytes, limits)
+        } else {
+            self.queue.fits_memory(bytes, limits)
+        };
         match (&self.online, qos) {
             (Some(_), Qos::AtMostOnce) => Fit::Ready,
+            (None, Qos::AtMostOnce) => Fit::No,
+            (None, _) if !self.stored => Fit::No,
+            _ if !fits => Fit::Over,
+            (None, _) => Fit::Away,
             (Some(_), _) if self.queue.is_roomy(limits) => Fit::Ready,
             (Some(_), _) => Fit::Full,
-            (None, Qos::AtMostOnce) => Fit::No,
-            (None, _) if self.stored => Fit::Away,
-            (None, _) => Fit::No,
         }
     }
 }

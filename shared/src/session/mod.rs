@@ -127,9 +127,8 @@ impl State {
             Event::Closed { connection, reason: None } => self.disconnected(connection, now, out),
             Event::Message { message, stored } => self.bring(message, stored, now, out),
             Event::Loaded { session, entries, complete } => {
-                let Some(found) = self.sessions.get_mut(&session) else { return };
-                found.loaded(entries, complete, &self.settings, now, out);
-                if !found.replays.is_empty() {
+                if let Some(found) = self.sessions.get_mut(&session) {
+                    found.loaded(entries, complete, &self.settings, now, out);
                     self.schedule_replay(session);
                 }
             }

@@ -106,7 +106,7 @@ impl State {
         now: Now,
         out: &mut Decision,
     ) {
-        out.effects.push(Effect::Dropped { session: None, why: "refused" });
+        out.effects.push(Effect::Dropped { session: None, why: "refused", count: 1 });
         match (version, publish.qos, publish.packet_id) {
             (Version::V5, Qos::AtLeastOnce, Some(id)) => {
                 send(out, connection, Packet::PubAck(Ack::new(id, reason)));

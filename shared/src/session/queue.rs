@@ -126,6 +126,11 @@ impl Queue {
         self.next_seq
     }
 
+    /// All entries, wherever they are.
+    pub(super) fn messages(&self) -> u64 {
+        self.messages
+    }
+
     /// The store has entries that are not in memory.
     pub(super) fn is_behind(&self) -> bool {
         self.stored_from.is_some()

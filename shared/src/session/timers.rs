@@ -12,6 +12,8 @@ use crate::mqtt::packet::Reason;
 
 /// Timers, sessions to save and replays that one tick handles.
 const A_TICK: usize = 256;
+/// Between two steps of replays, ms: a step of QoS 0 messages is written before the next one comes.
+const REPLAY_MS: u64 = 5;
 /// How often expired retained messages are looked for, ms, and how many topics at a time.
 const SWEEP_MS: u64 = 10_000;
 const SWEEP: usize = 1024;
@@ -27,6 +29,8 @@ pub(super) enum Timer {
 #[derive(Debug, Default)]
 pub(super) struct Timers {
     due: BTreeSet<(u64, Timer)>,
+    /// When replays go on.
+    replay: Option<u64>,
     /// When retained messages are looked at, and the last topic seen.
     sweep: Option<u64>,
     swept: Option<ByteString>,
@@ -50,14 +54,24 @@ impl Timers {
 impl State {
     /// When the next tick is due.
     pub(super) fn wake_ms(&mut self, now: Now) -> Option<u64> {
-        if !self.replaying.is_empty() || !self.unsaved.is_empty() {
+        if !self.unsaved.is_empty() {
             return Some(now.mono_ms);
         }
         let timers = &mut self.timers;
+        if timers.replay.is_none() && !self.replaying.is_empty() {
+            timers.replay = Some(now.mono_ms + REPLAY_MS);
+        }
         if timers.sweep.is_none() && self.retained.can_expire() {
             timers.sweep = Some(now.mono_ms + SWEEP_MS);
         }
-        timers.due.first().map(|(at, _)| *at).into_iter().chain(timers.sweep).min()
+        timers
+            .due
+            .first()
+            .map(|(at, _)| *at)
+            .into_iter()
+            .chain(timers.sweep)
+            .chain(timers.replay)
+            .min()
     }
 
     pub(super) fn tick(&mut self, now: Now, out: &mut Decision) {
@@ -74,15 +88,22 @@ impl State {
                 out.changes.push(Change::SessionSaved(session.saved()));
             }
         }
+        if self.timers.replay.is_some_and(|at| at <= now.mono_ms) {
+            self.timers.replay = None;
+            self.replay_some(now, out);
+        }
+        if self.timers.sweep.is_some_and(|at| at <= now.mono_ms) {
+            self.sweep(now, out);
+        }
+    }
+
+    fn replay_some(&mut self, now: Now, out: &mut Decision) {
         for _ in 0..self.replaying.len().min(A_TICK) {
             let Some(id) = self.replaying.pop_front() else { break };
             if let Some(session) = self.sessions.get_mut(&id) {
                 session.replaying = false;
                 self.replay(id, now, out);
             }
-        }
-        if self.timers.sweep.is_some_and(|at| at <= now.mono_ms) {
-            self.sweep(now, out);
         }
     }
 

@@ -19,6 +19,8 @@ pub(in super::super) struct Group {
 pub(in super::super) enum Fit {
     /// Not at all.
     No,
+    /// It would drop and count it.
+    Over,
     /// Not connected, but its session keeps messages.
     Away,
     /// Connected, its queue is long.

@@ -66,8 +66,11 @@ fn a_session_ends_when_its_expiry_has_passed_and_not_before() {
     w.pass(9);
     let client = w.connect(connect.clone());
     w.expect(client, &["CONNACK 00 present"]);
+    w.subscribe(client, "t", Q1);
+    w.publish(client, publish("t", "x", Q1, 1));
     w.cut(client);
     w.pass(11);
+    assert_eq!(w.dropped, ["session_ended"]);
     assert_eq!((w.state.stats().sessions, w.store.sessions.len()), (0, 0));
     let client = w.connect(connect);
     w.expect(client, &["CONNACK 00"]);

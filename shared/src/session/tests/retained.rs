@@ -103,7 +103,7 @@ fn many_retained_messages_come_in_bounded_steps_and_within_the_queue() {
                     w.ack(reader, Packet::PubAck, id);
                 }
             }
-            w.pass(0);
+            w.pass(1);
             lines = w.take(reader);
         }
         let expected: Vec<String> = (0..500).map(|number| format!("t/{number:03}")).collect();
@@ -122,7 +122,7 @@ fn what_is_published_during_a_replay_comes_once() {
     let reader = w.join(v5("r"));
     w.subscribe(reader, "t/+", Q0);
     w.publish(writer, retained("t/199", "new"));
-    w.pass(0);
+    w.pass(1);
     let last: Vec<String> =
         w.take(reader).into_iter().filter(|line| line.starts_with("t/199")).collect();
     assert_eq!(last, ["t/199 new q0"]);

@@ -56,6 +56,20 @@ fn members_that_are_away_or_full_are_passed_over() {
 }
 
 #[test]
+fn a_message_goes_to_a_member_that_keeps_it_rather_than_to_one_that_drops_it() {
+    let small = Settings { inflight_messages: 1, queue_messages: 2, ..Settings::default() };
+    let mut w = World::new(small, Fanout::AtOnce);
+    let away = w.join_subscribed(v5_kept("away"), "$share/g/t", Q1);
+    w.cut(away);
+    w.join_subscribed(v5("stuck"), "$share/g/t", Q1);
+    let writer = w.join(v5("w"));
+    for _ in 0..10 {
+        w.publish(writer, publish("t", "x", Q1, 1));
+    }
+    assert_eq!((w.store.queue.len(), w.dropped.len()), (7, 0));
+}
+
+#[test]
 fn a_group_without_connected_members_keeps_messages_for_one_that_is_away() {
     let mut w = world();
     let away = w.join_subscribed(v5_kept("away"), "$share/g/t", Q1);

@@ -83,7 +83,9 @@ impl World {
                         let (entries, complete) = self.store.load(session, from, max, bytes);
                         events.push_back(Event::Loaded { session, entries, complete });
                     }
-                    Effect::Dropped { why, .. } => self.dropped.push(why),
+                    Effect::Dropped { why, count, .. } => {
+                        self.dropped.extend((0..count).map(|_| why));
+                    }
                 }
             }
             while self.fanout == Fanout::FromLog && self.fed < self.store.log.len() {
