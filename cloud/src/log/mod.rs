@@ -322,7 +322,7 @@ impl Log {
 
     /// Applies retention once, as of `now_ms`; it also runs by itself every `retention_interval_ms`.
     pub async fn run_retention(&self, now_ms: i64) -> Result<(), LogError> {
-        self.inner.run_retention(now_ms).await
+        self.inner.run_retention(now_ms, true).await
     }
 
     // ---- a head's own durable state, in the same shards and commits ----

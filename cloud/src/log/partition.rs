@@ -30,6 +30,16 @@ pub(super) struct Partition {
     pub shard: ShardId,
     marks: watch::Sender<Marks>,
     recent: Mutex<VecDeque<Recent>>,
+    retained: Mutex<Retained>,
+}
+
+/// What the last run of retention found, so that the next one need not read.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Retained {
+    /// The first batch there is, and its greatest timestamp.
+    pub first: Option<(Offset, i64)>,
+    /// Below it nothing is stored.
+    pub erased: Offset,
 }
 
 struct Recent {
@@ -46,7 +56,13 @@ impl Partition {
             max_timestamp_ms: tail.max_timestamp_ms,
             gone: false,
         };
-        Arc::new(Self { id, shard, marks: watch::Sender::new(marks), recent: Mutex::default() })
+        Arc::new(Self {
+            id,
+            shard,
+            marks: watch::Sender::new(marks),
+            recent: Mutex::default(),
+            retained: Mutex::default(),
+        })
     }
 
     pub(super) fn marks(&self) -> Marks {
@@ -102,6 +118,10 @@ impl Partition {
             found.push(entry.batch.clone());
         }
         (!found.is_empty()).then_some(found)
+    }
+
+    pub(super) fn retained(&self) -> MutexGuard<'_, Retained> {
+        self.retained.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn recent(&self) -> MutexGuard<'_, VecDeque<Recent>> {

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::Instant;
 use tracing::warn;
 use tributary_shared::{record::Batch, tasks};
 
@@ -30,6 +31,8 @@ const STEP: ScanLimit = ScanLimit { entries: 512, bytes: 4 * 1024 * 1024 };
 
 /// A producer that was not seen for this long is forgotten (Kafka's `producer.id.expiration.ms`).
 const PRODUCER_EXPIRES_MS: i64 = 86_400_000;
+/// How often producers are looked at: all of them are read.
+const PRODUCERS_EVERY: Duration = Duration::from_hours(1);
 
 impl Inner {
     /// Starts retention, and goes on with the removal of `deleted` streams.
@@ -40,15 +43,20 @@ impl Inner {
         let every = Duration::from_millis(self.settings.retention_interval_ms.max(1));
         let (weak, stop) = (Arc::downgrade(self), self.stop.clone());
         let work = self.background.track_future(async move {
+            let mut producers_due = Instant::now() + PRODUCERS_EVERY;
             loop {
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = tokio::time::sleep(every) => {}
                 }
                 let Some(inner) = Weak::upgrade(&weak) else { return };
+                let producers = Instant::now() >= producers_due;
+                if producers {
+                    producers_due = Instant::now() + PRODUCERS_EVERY;
+                }
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    done = inner.run_retention(now_ms()) => if let Err(error) = done {
+                    done = inner.run_retention(now_ms(), producers) => if let Err(error) = done {
                         warn!(%error, "retention stopped early; it goes on at the next run");
                     }
                 }
@@ -72,8 +80,8 @@ impl Inner {
         Ok(partition.watermarks())
     }
 
-    /// One round over everything, as of `now_ms`.
-    pub(super) async fn run_retention(&self, now_ms: i64) -> Result<(), LogError> {
+    /// One round over all records, and `producers` if told, as of `now_ms`.
+    pub(super) async fn run_retention(&self, now_ms: i64, producers: bool) -> Result<(), LogError> {
         for entry in self.catalog.all() {
             for partition in &entry.partitions {
                 match self.retain(&entry, partition, now_ms).await {
@@ -84,7 +92,8 @@ impl Inner {
                 }
             }
         }
-        for shard in 0..self.engine.shards() {
+        let shards = if producers { self.engine.shards() } else { 0 };
+        for shard in 0..shards {
             self.expire_producers(ShardId(shard), now_ms - PRODUCER_EXPIRES_MS).await?;
         }
         Ok(())
@@ -117,13 +126,25 @@ impl Inner {
         oldest_ms: i64,
     ) -> Result<Offset, LogError> {
         let marks = partition.marks();
-        if marks.max_timestamp_ms < oldest_ms {
+        if marks.max_timestamp_ms < oldest_ms || marks.start == marks.high {
             return Ok(marks.high);
+        }
+        let first = partition.retained().first;
+        if first.is_some_and(|(base, max)| base >= marks.start && max >= oldest_ms) {
+            return Ok(marks.start);
         }
         let floor = self.index_floor(partition, |entry| entry.max_timestamp_ms < oldest_ms).await?;
         let from = floor.map_or(marks.start, |(base, _)| base).max(marks.start);
-        self.first_batch(partition, from, |batch| batch.header().max_timestamp_ms >= oldest_ms)
-            .await
+        let mut found = None;
+        let start = self
+            .first_batch(partition, from, |batch| {
+                let header = batch.header();
+                found = Some((header.base_offset, header.max_timestamp_ms));
+                header.max_timestamp_ms >= oldest_ms
+            })
+            .await?;
+        partition.retained().first = found.filter(|(base, _)| *base == start);
+        Ok(start.max(marks.start))
     }
 
     /// The first batch that must stay so that at least `keep` bytes stay.
@@ -155,15 +176,17 @@ impl Inner {
         let high = partition.marks().high;
         while from < high {
             let range = ByOffset::Records.range(partition.id, from..high);
-            for (_, value) in self.scan(partition.shard, range.clone(), STEP).await? {
+            let page = self.scan(partition.shard, range, STEP).await?;
+            if page.is_empty() {
+                // Erased meanwhile; what was not seen is not judged.
+                return Ok(from);
+            }
+            for (_, value) in page {
                 let batch = Batch::trusted(value)?;
                 if stays(&batch) {
                     return Ok(batch.header().base_offset);
                 }
                 from = end_of(&batch);
-            }
-            if from <= ByOffset::Records.offset(&range.start).unwrap_or(high) {
-                break;
             }
         }
         Ok(high)
@@ -189,8 +212,9 @@ impl Inner {
     /// Removes the keys below the start.
     async fn erase(&self, partition: &Partition) -> Result<(), LogError> {
         let start = partition.marks().start;
-        loop {
+        while partition.retained().erased < start {
             let erased = self.tail(partition).await?.erased;
+            partition.retained().erased = erased;
             if erased >= start {
                 return Ok(());
             }
@@ -209,6 +233,7 @@ impl Inner {
             let change = Change::Erase { partition: partition.id, keys, to, bytes };
             self.change(partition.shard, change).await?;
         }
+        Ok(())
     }
 
     /// Keys of index entries; there are fewer than batches.
