@@ -24,6 +24,7 @@ use crate::{
     group::Groups,
     kafka, listen,
     log::{Log, LogError},
+    mqtt,
     route::{RouteError, Routes, Routing},
     status::Status,
 };
@@ -64,6 +65,14 @@ struct Listeners {
     admin: TcpListener,
 }
 
+/// What every head is built from.
+struct Parts {
+    log: Log,
+    routing: Routing,
+    status: Status,
+    stop: CancellationToken,
+}
+
 /// Runs until `stop`, or until a part fails.
 pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppError> {
     let listeners = bind(&config.listen)?;
@@ -73,7 +82,8 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppErr
     let status = Status::default();
     let ready = ready_line(&listeners);
     let heads_stop = stop.child_token();
-    let mut heads = start(&config, listeners, &log, &routing, &status, &heads_stop);
+    let parts = Parts { log, routing, status: status.clone(), stop: heads_stop.clone() };
+    let mut heads = start(&parts, &config, listeners);
     status.set_ready(true);
     say(&ready);
     let outcome = tokio::select! {
@@ -89,7 +99,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppErr
     if timeout(HEADS_STOP, ended).await.is_err() {
         heads.abort_all();
     }
-    match timeout(LOG_STOP, log.close()).await {
+    match timeout(LOG_STOP, parts.log.close()).await {
         Ok(Ok(()) | Err(LogError::Closed)) => outcome,
         Ok(Err(error)) => outcome.and(Err(AppError::Part(error.to_string()))),
         Err(_) => outcome.and(Err(AppError::Close)),
@@ -97,14 +107,8 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppErr
 }
 
 /// Starts all heads; a task that ends says why.
-fn start(
-    config: &Config,
-    listeners: Listeners,
-    log: &Log,
-    routing: &Routing,
-    status: &Status,
-    stop: &CancellationToken,
-) -> JoinSet<String> {
+fn start(parts: &Parts, config: &Config, listeners: Listeners) -> JoinSet<String> {
+    let Parts { log, routing, status, stop } = parts;
     let mut heads = JoinSet::new();
     let bridge = Bridge::new(log.clone(), routing.clone(), config.bridge.clone());
     let shown = admin::Shown {
@@ -113,27 +117,36 @@ fn start(
         routing: routing.clone(),
         status: status.clone(),
     };
-    let ended = |name: &'static str| {
-        move |result: std::io::Result<()>| match result {
-            Ok(()) => format!("the {name} listener ended"),
-            Err(error) => format!("the {name} listener failed: {error}"),
-        }
-    };
     let admin = admin::serve(listeners.admin, shown, stop.clone());
-    heads.spawn(async move { ended("admin")(admin.await) });
+    heads.spawn(async move { said("HTTP", admin.await) });
+
     let gate = Gate::new(config.listen.mqtt_limits());
-    let mqtt = listen::serve(listeners.mqtt, gate, bridge, stop.clone());
-    heads.spawn(async move { ended("mqtt")(Ok(mqtt.await)) });
-    let groups = Groups::open(log.clone(), config.groups.clone(), stop.clone());
-    let settings = config.kafka.clone();
-    let (log, status, stop) = (log.clone(), status.clone(), stop.clone());
+    let (clients, broker) =
+        mqtt::open(log.clone(), routing.clone(), config.mqtt.clone(), &gate, status, stop.clone());
+    heads.spawn(async move { said("MQTT", broker.await) });
+    let listening = listen::serve(listeners.mqtt, gate, bridge, clients, stop.clone());
     heads.spawn(async move {
-        let served =
+        listening.await;
+        "the MQTT listener ended".to_owned()
+    });
+
+    let groups = Groups::open(log.clone(), config.groups.clone(), stop.clone());
+    let (settings, log, status, stop) =
+        (config.kafka.clone(), log.clone(), status.clone(), stop.clone());
+    heads.spawn(async move {
+        let ended =
             kafka::serve(listeners.kafka, settings, log, groups.clone(), &status, stop).await;
         groups.closed().await;
-        ended("kafka")(served.map_err(std::io::Error::other))
+        said("Kafka", ended)
     });
     heads
+}
+
+fn said(head: &str, ended: Result<(), impl std::fmt::Display>) -> String {
+    match ended {
+        Ok(()) => format!("the {head} head ended"),
+        Err(error) => format!("the {head} head failed: {error}"),
+    }
 }
 
 async fn open(config: &Config) -> Result<Log, AppError> {

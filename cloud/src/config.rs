@@ -4,7 +4,7 @@
 
 use tributary_shared::{net, telemetry};
 
-use crate::{bridge, engine, group, kafka, log, route::Rule};
+use crate::{bridge, engine, group, kafka, log, mqtt, route::Rule};
 
 tributary_shared::settings! {
     /// Addresses of the listeners. Port 0 picks a free one. Beyond loopback TLS and authentication are needed.
@@ -54,6 +54,8 @@ tributary_shared::settings! {
         pub log: log::Settings = log::Settings::default(),
         /// The bridge: the door for edges on the MQTT listener.
         pub bridge: bridge::Settings = bridge::Settings::default(),
+        /// MQTT clients at the cloud.
+        pub mqtt: mqtt::Settings = mqtt::Settings::default(),
         /// Kafka: what clients are told, and limits.
         pub kafka: kafka::Settings = kafka::Settings::default(),
         /// Consumer groups: time-outs, limits, how long offsets are kept.

@@ -11,5 +11,6 @@ pub mod group;
 pub mod kafka;
 pub mod listen;
 pub mod log;
+pub mod mqtt;
 pub mod route;
 pub mod status;

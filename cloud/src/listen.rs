@@ -7,33 +7,35 @@ use std::{net::SocketAddr, sync::Arc};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tributary_shared::{
-    connection::{Counters, Settings, handshake},
-    mqtt::Reason,
+    connection::handshake,
     net::{Admitted, Gate, accept},
 };
 
-use crate::bridge::{self, Bridge};
+use crate::{
+    bridge::{self, Bridge},
+    mqtt::Clients,
+};
 
 /// Serves until `stop`, and until the connections have ended.
 pub async fn serve(
     listener: TcpListener,
     gate: Arc<Gate>,
     bridge: Bridge,
+    clients: Clients,
     stop: CancellationToken,
 ) {
     let stopping = stop.clone();
-    let counters = Arc::new(Counters::default());
     let connection = move |stream: TcpStream, address: SocketAddr, mut admitted: Admitted| {
-        let (bridge, counters, stop) = (bridge.clone(), counters.clone(), stopping.clone());
+        let (bridge, clients, stop) = (bridge.clone(), clients.clone(), stopping.clone());
         async move {
-            match handshake(stream, &Settings::default(), &counters).await {
+            match handshake(stream, clients.settings(), clients.counters()).await {
                 Err(refused) => tracing::debug!(%address, %refused, "no MQTT connection"),
                 Ok(opened) => {
                     admitted.handshake_done();
                     if bridge::is_edge(&opened.connect) {
                         bridge.serve(opened, address.to_string(), stop).await;
                     } else {
-                        opened.refuse(Reason::SERVER_UNAVAILABLE).await;
+                        clients.serve(opened, address).await;
                     }
                 }
             }

@@ -1,0 +1,161 @@
+//! The MQTT head: the shared session core over the log.
+//!
+//! ```text
+//! client --connection--> broker (one task) --append--> log --tail--> broker --outbox--> subscribers
+//!                          \--state + cursors in one commit--> the head's shard
+//! ```
+//! In: connections whose CONNECT has been read ([`Clients::serve`]). Out: records in the log; packets to clients.
+//! Promises: PUBACK and PUBREC after the record is durable; a stored session's queue, ids and subscriptions survive a kill
+//! together with the place in the log they belong to. All of the head's state is in one shard.
+//! Not here: what packets mean (`shared::session`), where a topic goes (`route`), edges (`bridge`).
+
+mod append;
+mod broker;
+mod door;
+mod load;
+mod numbers;
+mod pipeline;
+mod restore;
+mod store;
+mod stored;
+#[cfg(test)]
+mod tests;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::mpsc,
+};
+use tokio_util::sync::CancellationToken;
+use tributary_shared::{
+    connection::{self, Context, Handle, Incoming, Opened, run},
+    mqtt::Reason,
+    net::Gate,
+    session::{self, event::Peer},
+};
+
+use self::{
+    broker::{Broken, Broker},
+    numbers::{Numbers, count},
+};
+use crate::{
+    engine::ShardId,
+    log::{Log, LogError},
+    route::Routing,
+    status::Status,
+};
+
+/// Reads of connections that wait for the broker. An item may hold 32 KiB of packets.
+const INCOMING: usize = 64;
+/// Between a failure of the log and the next try.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// Name whose home shard holds the head's state.
+const HOME: &str = "mqtt";
+/// The longest packet there is.
+const PACKET_MAX: usize = 268_435_460;
+
+tributary_shared::settings! {
+    /// MQTT clients at the cloud.
+    pub struct Settings {
+        /// Limits of MQTT sessions.
+        pub session: session::Settings = session::Settings::default(),
+        /// MQTT connections: what a peer may cost before and after its CONNECT.
+        pub connection: connection::Settings = connection::Settings::default(),
+    }
+}
+
+/// What the broker works with.
+struct Head {
+    log: Log,
+    routing: Routing,
+    settings: Settings,
+    numbers: Arc<Numbers>,
+    home: ShardId,
+}
+
+/// The head's door for connections. Cheap to clone.
+#[derive(Clone)]
+pub struct Clients {
+    context: Arc<Context>,
+}
+
+impl Clients {
+    /// Limits of connections.
+    pub fn settings(&self) -> &connection::Settings {
+        &self.context.settings
+    }
+
+    /// Counts of connections.
+    pub fn counters(&self) -> &connection::Counters {
+        &self.context.counters
+    }
+
+    /// Serves one client from after its CONNECT to the end of the connection.
+    pub async fn serve<S>(&self, opened: Opened<S>, address: SocketAddr)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        // A will is published without being asked about again.
+        if opened.connect.will.as_ref().is_some_and(|will| door::is_closed(&will.topic)) {
+            return opened.refuse(Reason::NOT_AUTHORIZED).await;
+        }
+        let peer = Peer { principal: None, address: Some(address) };
+        run(opened, peer, &self.context).await;
+    }
+}
+
+/// The door, and the future that must run for it to work: it ends at `stop`, or when the log is closed or cannot be read.
+pub fn open(
+    log: Log,
+    routing: Routing,
+    settings: Settings,
+    gate: &Arc<Gate>,
+    status: &Status,
+    stop: CancellationToken,
+) -> (Clients, impl Future<Output = Result<(), LogError>> + use<>) {
+    let (sender, incoming) = mpsc::channel(INCOMING);
+    let packet_bytes = match settings.session.packet_bytes {
+        0 => PACKET_MAX,
+        bytes => bytes as usize,
+    };
+    let handle = Handle { incoming: sender };
+    let context = Context::new(handle, settings.connection.clone(), packet_bytes, stop.clone());
+    let context = Arc::new(context);
+    let numbers = Arc::new(Numbers::default());
+    let (shown, counted, gate) = (numbers.clone(), context.clone(), gate.clone());
+    status.add(move |page| {
+        shown.write(page);
+        numbers::write_connections(&counted.counters, &gate, page);
+    });
+    let home = log.home_shard(HOME);
+    let head = Head { log, routing, settings, numbers, home };
+    (Clients { context }, serve(head, incoming, stop))
+}
+
+/// Runs the broker; starts it again from the store when the log failed under it.
+async fn serve(
+    head: Head,
+    mut incoming: mpsc::Receiver<Incoming>,
+    stop: CancellationToken,
+) -> Result<(), LogError> {
+    loop {
+        let mut broker = match Broker::restore(&head).await {
+            Ok(broker) => broker,
+            Err(Broken::Log(error)) => return Err(error),
+            Err(Broken::Load(_)) => return Err(LogError::Closed),
+        };
+        match broker.run(&mut incoming, &stop).await {
+            Ok(()) => return Ok(()),
+            Err(Broken::Log(LogError::Closed)) if stop.is_cancelled() => return Ok(()),
+            Err(Broken::Log(error @ (LogError::Closed | LogError::NotOwner))) => return Err(error),
+            Err(error) => tracing::error!(%error, "MQTT state is read back from the store"),
+        }
+        broker.close_all();
+        count(&head.numbers.restored);
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(AGAIN_AFTER) => {}
+        }
+    }
+}
