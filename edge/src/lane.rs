@@ -34,7 +34,7 @@ tributary_shared::settings! {
 
 impl Settings {
     /// Says what is wrong with a value, if anything is.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check_all(&self) -> Result<(), String> {
         let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
         if self.name.is_empty() || self.name.len() > 32 || !self.name.chars().all(legal) {
             return Err(format!("lane name `{}` must be 1 to 32 of a-z 0-9 - _", self.name));
@@ -69,8 +69,8 @@ mod tests {
     #[test]
     fn a_bad_name_or_filter_is_named() {
         let lane = Settings { name: "Up!".to_owned(), ..Settings::default() };
-        assert!(lane.check().is_err_and(|why| why.contains("Up!")));
+        assert!(lane.check_all().is_err_and(|why| why.contains("Up!")));
         let lane = Settings { filters: vec!["a/#/b".to_owned()], ..Settings::default() };
-        assert!(lane.check().is_err_and(|why| why.contains("a/#/b")));
+        assert!(lane.check_all().is_err_and(|why| why.contains("a/#/b")));
     }
 }

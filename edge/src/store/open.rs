@@ -27,7 +27,8 @@ use crate::{lane, status::Status};
 const FILE: &str = "edge.db";
 const LOCK: &str = "lock";
 const BALLAST: &str = "ballast";
-const PAGE: u64 = 4096;
+/// Bytes of a page of the file.
+pub(super) const PAGE: u64 = 4096;
 /// Statements kept prepared; there are fewer.
 const STATEMENTS: usize = 64;
 /// Questions that may wait for the reading thread.

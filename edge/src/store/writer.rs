@@ -35,6 +35,9 @@ const MARK_EVERY: Duration = Duration::from_secs(1);
 /// A commit of at least so many changes means that publishers are busy.
 const BUSY: usize = 64;
 
+/// The file's size is read after so many commits.
+const SIZE_EVERY: u64 = 64;
+
 /// Times a group is tried again after making room on a full disk.
 const FULL_TRIES: usize = 3;
 
@@ -202,6 +205,10 @@ impl Writer {
             progress.committed = committed.unwrap_or(progress.committed);
         });
         self.state.status.committed(began.elapsed());
+        if self.state.status.commits.get() % SIZE_EVERY == 1 {
+            let pages: i64 = self.db.query_row("PRAGMA page_count", [], |row| row.get(0))?;
+            self.state.status.db_bytes.set(pages.max(0) as u64 * super::open::PAGE);
+        }
         Ok(())
     }
 

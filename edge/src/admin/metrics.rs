@@ -1,0 +1,165 @@
+//! The metrics page, Prometheus text format 0.0.4.
+//!
+//! Change here: names and help of metrics. Not here: the numbers (`status`).
+
+use std::{fmt::Write as _, sync::atomic::Ordering::Relaxed};
+
+use tributary_shared::tasks;
+
+use super::{Shown, age_s};
+use crate::status::{COMMIT_BOUNDS_US, LaneStatus, Status};
+
+/// A page that is being written.
+struct Page(String);
+
+impl Page {
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing to a string does not fail.
+        let _ = writeln!(self.0, "# HELP tributary_{name} {help}\n# TYPE tributary_{name} {kind}");
+    }
+
+    fn value(&mut self, name: &str, labels: &str, value: u64) {
+        let _ = writeln!(self.0, "tributary_{name}{labels} {value}");
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) {
+        self.head(name, "counter", help);
+        self.value(name, "", value);
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) {
+        self.head(name, "gauge", help);
+        self.value(name, "", value);
+    }
+}
+
+/// All numbers now.
+pub(super) fn render(shown: &Shown) -> String {
+    let mut page = Page(String::with_capacity(8 * 1024));
+    let status = &shown.status;
+    page.gauge("ready", "1 while the broker serves", u64::from(status.serving.load(Relaxed)));
+    page.gauge("uptime_seconds", "Seconds since the start", shown.started.elapsed().as_secs());
+    page.gauge("resident_bytes", "Resident memory", resident_bytes());
+    page.counter("task_panics_total", "Panics of tasks", tasks::panics());
+    messages(&mut page, status);
+    commits(&mut page, status);
+    lanes(&mut page, status);
+    connections(&mut page, shown);
+    page.0
+}
+
+fn messages(page: &mut Page, status: &Status) {
+    page.counter("messages_in_total", "PUBLISH packets received", status.messages_in.get());
+    page.counter(
+        "messages_acked_total",
+        "PUBLISH packets of QoS 1 and 2 acknowledged: they are durable",
+        status.messages_acked.get(),
+    );
+    page.counter("messages_out_total", "Messages given to clients", status.messages_out.get());
+    page.head("messages_dropped_total", "counter", "Messages dropped, by reason");
+    for (why, n) in status.drops() {
+        page.value("messages_dropped_total", &format!("{{why=\"{why}\"}}"), n);
+    }
+}
+
+fn commits(page: &mut Page, status: &Status) {
+    page.gauge("db_bytes", "Bytes of the database file", status.db_bytes.get());
+    page.counter(
+        "store_reopened_total",
+        "Times the store failed and was opened again",
+        status.store_reopened.get(),
+    );
+    page.counter("store_salvaged_total", "Damaged files put aside", status.salvaged_files.get());
+    page.head("commit_seconds", "histogram", "Time of a durable commit");
+    let mut sum = 0;
+    for (bound, slot) in COMMIT_BOUNDS_US.iter().zip(&status.commit_histogram) {
+        sum += slot.get();
+        let seconds = *bound as f64 / 1e6;
+        page.value("commit_seconds_bucket", &format!("{{le=\"{seconds}\"}}"), sum);
+    }
+    let commits = status.commits.get();
+    page.value("commit_seconds_bucket", "{le=\"+Inf\"}", commits);
+    let _ =
+        writeln!(page.0, "tributary_commit_seconds_sum {}", status.commit_us.get() as f64 / 1e6);
+    page.value("commit_seconds_count", "", commits);
+}
+
+type Read = fn(&LaneStatus) -> u64;
+
+/// Name, kind, help, number.
+const LANE: [(&str, &str, &str, Read); 13] = [
+    ("lane_batches", "gauge", "Batches that wait to be confirmed upstream", |l| l.batches.get()),
+    ("lane_messages", "gauge", "Messages in them", |l| l.messages.get()),
+    ("lane_bytes", "gauge", "Bytes on disk they count for", |l| l.bytes.get()),
+    ("lane_oldest_seconds", "gauge", "Age of the oldest of them", |l| age_s(l)),
+    ("lane_acked_mark", "gauge", "Row confirmed upstream", |l| l.acked_id.get() & ((1 << 48) - 1)),
+    ("lane_full", "gauge", "1 while publishers are refused", |l| u64::from(l.full.load(Relaxed))),
+    ("lane_synced_total", "counter", "Messages confirmed upstream", |l| l.synced.get()),
+    ("lane_given_up_total", "counter", "Messages given up and declared upstream", |l| {
+        l.given_up.get()
+    }),
+    ("uplink_connected", "gauge", "1 while connected to the cloud", |l| {
+        u64::from(l.connected.load(Relaxed))
+    }),
+    ("uplink_connects_total", "counter", "Connections made to the cloud", |l| l.connects.get()),
+    ("uplink_reconnects_total", "counter", "Connections after the first", |l| {
+        l.connects.get().saturating_sub(1)
+    }),
+    ("uplink_sent_bytes_total", "counter", "Bytes of batches sent, resends included", |l| {
+        l.sent_bytes.get()
+    }),
+    ("uplink_rewinds_total", "counter", "Times sending went back to the confirmed mark", |l| {
+        l.rewinds.get()
+    }),
+];
+
+fn lanes(page: &mut Page, status: &Status) {
+    let lanes = status.lanes();
+    for (name, kind, help, read) in LANE {
+        page.head(name, kind, help);
+        for lane in &lanes {
+            page.value(name, &format!("{{lane=\"{}\"}}", lane.name), read(lane));
+        }
+    }
+}
+
+fn connections(page: &mut Page, shown: &Shown) {
+    page.gauge("connections", "Connected MQTT clients", shown.status.connections.get());
+    let Some(context) = shown.context() else { return };
+    let counters = &context.counters;
+    for (name, help, value) in [
+        ("mqtt_bytes_in_total", "Bytes read from clients", &counters.bytes_in),
+        ("mqtt_bytes_out_total", "Bytes written to clients", &counters.bytes_out),
+        (
+            "mqtt_malformed_total",
+            "Connections closed for a packet against the standard",
+            &counters.malformed,
+        ),
+        (
+            "mqtt_wrong_protocol_total",
+            "Connections that did not speak MQTT",
+            &counters.wrong_protocol,
+        ),
+        (
+            "mqtt_handshake_timeouts_total",
+            "Connections without a CONNECT in time",
+            &counters.handshake_timeouts,
+        ),
+        (
+            "mqtt_keep_alive_timeouts_total",
+            "Connections silent for too long",
+            &counters.keep_alive_timeouts,
+        ),
+        ("mqtt_stalled_total", "Connections whose client did not read", &counters.stalled),
+    ] {
+        page.counter(name, help, value.load(Relaxed));
+    }
+}
+
+/// 0 where the system does not tell.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}

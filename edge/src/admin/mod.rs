@@ -1,0 +1,143 @@
+//! HTTP on loopback for the one who looks after the gateway: health, metrics, status. Read-only.
+//!
+//! ```text
+//! /health        200 or 503, with reasons     /health/live  200 while the process runs
+//! /metrics       Prometheus text              /status       one JSON object for people and scripts
+//! ```
+//! In: the numbers of [`Status`]. Change here: which pages there are. Not here: what the numbers mean (`status`).
+
+mod metrics;
+
+use std::{
+    sync::{Arc, Mutex, PoisonError, Weak, atomic::Ordering::Relaxed},
+    time::Instant,
+};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+use tributary_shared::{clock, connection::Context};
+
+use crate::status::{LaneStatus, Status};
+
+/// What the pages show.
+#[derive(Clone)]
+pub struct Shown {
+    id: Arc<str>,
+    has_cloud: bool,
+    status: Arc<Status>,
+    /// Of the listener that is open now.
+    context: Arc<Mutex<Weak<Context>>>,
+    started: Instant,
+}
+
+impl Shown {
+    /// For one edge.
+    pub fn new(id: String, has_cloud: bool, status: Arc<Status>) -> Self {
+        let context = Arc::new(Mutex::new(Weak::new()));
+        Self { id: id.into(), has_cloud, status, context, started: Instant::now() }
+    }
+
+    /// Shows the counters of these connections from now on.
+    pub fn watch(&self, context: &Arc<Context>) {
+        *self.context.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(context);
+    }
+
+    fn context(&self) -> Option<Arc<Context>> {
+        self.context.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
+    }
+
+    /// Why this edge is not well; the first part makes it unfit to serve.
+    fn complaints(&self) -> (Vec<String>, Vec<String>) {
+        let mut unfit = Vec::new();
+        if !self.status.serving.load(Relaxed) {
+            unfit.push("the broker does not run".to_owned());
+        }
+        let mut notes = Vec::new();
+        for lane in self.status.lanes() {
+            if self.has_cloud && !lane.connected.load(Relaxed) {
+                notes.push(format!("lane {}: not connected to the cloud", lane.name));
+            }
+            if lane.full.load(Relaxed) {
+                notes.push(format!("lane {}: full, publishers are refused", lane.name));
+            }
+        }
+        if self.status.salvaged_files.get() > 0 {
+            notes.push("a damaged store was put aside at start".to_owned());
+        }
+        (unfit, notes)
+    }
+}
+
+/// Serves until `stop`.
+pub async fn serve(listener: tokio::net::TcpListener, shown: Shown, stop: CancellationToken) {
+    let pages = Router::new()
+        .route("/health", get(health))
+        .route("/health/live", get(async || Json(json!({ "live": true }))))
+        .route("/metrics", get(metrics_page))
+        .route("/status", get(status_page))
+        .with_state(shown);
+    let served = axum::serve(listener, pages).with_graceful_shutdown(stop.cancelled_owned());
+    if let Err(error) = served.await {
+        tracing::error!(%error, "the HTTP listener failed");
+    }
+}
+
+async fn health(State(shown): State<Shown>) -> Response {
+    let (unfit, notes) = shown.complaints();
+    let code = if unfit.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = json!({ "live": true, "ready": unfit.is_empty(), "reasons": unfit, "notes": notes });
+    (code, Json(body)).into_response()
+}
+
+async fn metrics_page(State(shown): State<Shown>) -> Response {
+    let text = metrics::render(&shown);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+async fn status_page(State(shown): State<Shown>) -> Json<Value> {
+    let status = &shown.status;
+    let lanes = status.lanes();
+    let total = |number: fn(&LaneStatus) -> u64| lanes.iter().map(|lane| number(lane)).sum::<u64>();
+    Json(json!({
+        "id": &*shown.id,
+        "uptime_s": shown.started.elapsed().as_secs(),
+        "connections": status.connections.get(),
+        "received": status.messages_in.get(),
+        "acked": status.messages_acked.get(),
+        "buffered": total(|lane| lane.messages.get()),
+        "buffered_bytes": total(|lane| lane.bytes.get()),
+        "synced": total(|lane| lane.synced.get()),
+        "given_up": total(|lane| lane.given_up.get()),
+        "connected": !lanes.is_empty() && lanes.iter().all(|lane| lane.connected.load(Relaxed)),
+        "lanes": lanes.iter().map(|lane| lane_json(lane)).collect::<Vec<_>>(),
+    }))
+}
+
+fn lane_json(lane: &LaneStatus) -> Value {
+    json!({
+        "name": lane.name,
+        "buffered": lane.messages.get(),
+        "batches": lane.batches.get(),
+        "bytes": lane.bytes.get(),
+        "oldest_s": age_s(lane),
+        "synced": lane.synced.get(),
+        "given_up": lane.given_up.get(),
+        "connected": lane.connected.load(Relaxed),
+        "full": lane.full.load(Relaxed),
+    })
+}
+
+/// Seconds since the oldest waiting batch was made.
+fn age_s(lane: &LaneStatus) -> u64 {
+    match lane.oldest_ms.load(Relaxed) {
+        0 => 0,
+        made => (clock::wall_ms() - made).max(0) as u64 / 1000,
+    }
+}

@@ -1,0 +1,267 @@
+//! Builds the parts, joins their handles, owns start and stop order.
+//!
+//! ```text
+//! start: ports bound -> store open -> broker, uplinks -> "ready"
+//! stop:  no new connections, clients told -> broker has everything durable -> uplinks say goodbye -> store closed
+//! ```
+//! When the store fails while it is in use, everything but the HTTP port is stopped and built again on a store opened
+//! anew: clients reconnect and send again what was never acknowledged. If that fails too, the process ends.
+//! Not here: settings (`config`), signals (`main`), what the parts do.
+
+use std::{
+    io::Write as _,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    thread::JoinHandle as Thread,
+    time::{Duration, Instant},
+};
+
+use tokio::{net::TcpListener, sync::mpsc, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tributary_shared::{
+    clock::Clock,
+    connection::{Context, Handle},
+    net::{self, BindError, Exposed, Exposure, Gate},
+    session::{Fanout, State},
+};
+
+use crate::{
+    admin,
+    broker::Broker,
+    config::Config,
+    link::Address,
+    listen,
+    status::Status,
+    store::{self, Opened, Plan, Store},
+    uplink::Uplink,
+};
+
+/// Items of connections that may wait for the broker; each may hold all of one read.
+const INCOMING: usize = 32;
+
+/// For clients to be told and everything to be durable.
+const BROKER_STOP: Duration = Duration::from_millis(3_500);
+
+/// For the uplinks, and then for the store, to close.
+const PART_STOP: Duration = Duration::from_millis(500);
+
+/// A store that fails again this soon after it was opened is not opened once more.
+const STEADY: Duration = Duration::from_mins(1);
+
+/// Why the edge does not run (any more). One sentence each.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum AppError {
+    #[error("{0}")]
+    Config(String),
+    #[error(
+        "`{setting}` = `{address}` is not an address: expected host:port, as in 127.0.0.1:1883"
+    )]
+    Address { setting: &'static str, address: String },
+    #[error(transparent)]
+    Exposed(#[from] Exposed),
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error("{0}")]
+    Store(#[from] store::Error),
+    #[error("stopped because {0}")]
+    Part(String),
+    #[error("not everything stopped in time: what was acknowledged is safe")]
+    Stop,
+}
+
+/// Runs until `stop`, or until a part fails.
+pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppError> {
+    config.check().map_err(AppError::Config)?;
+    let status = Arc::new(Status::default());
+    let mut mqtt = address(&config, "listen.mqtt", &config.listen.mqtt).await?;
+    let admin_at = address(&config, "listen.admin", &config.listen.admin).await?;
+    let listener = net::bind(mqtt, "listen.mqtt")?;
+    mqtt = listener.local_addr().unwrap_or(mqtt);
+    let admin_listener = net::bind(admin_at, "listen.admin")?;
+    let admin_at = admin_listener.local_addr().unwrap_or(admin_at);
+    let admin_stop = stop.child_token();
+    let mut plan = Plan {
+        dir: config.data.clone().into(),
+        edge_id: config.id.clone(),
+        lanes: config.active_lanes(),
+        settings: config.store.clone(),
+        suspect: false,
+    };
+    let opened = open(&plan, &status).await?;
+    let shown =
+        admin::Shown::new(config.id.clone(), !config.uplink.cloud.is_empty(), status.clone());
+    let http = admin::serve(admin_listener, shown.clone(), admin_stop.clone());
+    let http = tributary_shared::tasks::critical("admin", &admin_stop, http);
+    let mut next = Some((listener, opened));
+    let outcome = loop {
+        let began = Instant::now();
+        let (listener, opened) = match next.take() {
+            Some(first) => first,
+            None => (net::bind(mqtt, "listen.mqtt")?, open(&plan, &status).await?),
+        };
+        let ready = || say_ready(mqtt, admin_at, &config.id, &status);
+        match run(&config, listener, opened, &status, &shown, &stop, ready).await {
+            Err(AppError::Store(error))
+                if !stop.is_cancelled() && began.elapsed() > STEADY
+                    || status.store_reopened.get() == 0 =>
+            {
+                tracing::error!(%error, "the store failed: opening it again");
+                status.store_reopened.add(1);
+                plan.suspect = error.is_corrupt();
+            }
+            outcome => break outcome,
+        }
+    };
+    admin_stop.cancel();
+    // Late or not, the process ends next.
+    let _late = timeout(PART_STOP, http).await;
+    outcome
+}
+
+async fn open(plan: &Plan, status: &Arc<Status>) -> Result<Opened, store::Error> {
+    let (plan, status) = (plan.clone(), status.clone());
+    let opened = tokio::task::spawn_blocking(move || store::open(&plan, &status)).await;
+    opened.unwrap_or(Err(store::Error::Closed))
+}
+
+/// One life of broker, uplinks and store.
+async fn run(
+    config: &Config,
+    listener: TcpListener,
+    opened: Opened,
+    status: &Arc<Status>,
+    shown: &admin::Shown,
+    stop: &CancellationToken,
+    ready: impl FnOnce(),
+) -> Result<(), AppError> {
+    let Opened { store, journal, restored, threads } = opened;
+    let clock = Clock::start();
+    let state = State::new(config.session.clone(), Fanout::AtOnce, restored, clock.now());
+    let alias_max = config.session.topic_alias_maximum;
+    let broker = Broker::new(state, store.clone(), journal, status.clone(), clock, alias_max);
+    let (incoming, queue) = mpsc::channel(INCOMING);
+    let clients_stop = stop.child_token();
+    let packet_bytes = config.session.packet_bytes as usize;
+    let context = Context::new(
+        Handle { incoming },
+        config.connection.clone(),
+        packet_bytes,
+        clients_stop.clone(),
+    );
+    let context = Arc::new(context);
+    shown.watch(&context);
+    let gate = Gate::new(config.net.clone());
+    let mut parts = JoinSet::new();
+    parts.spawn(async move { broker.run(queue).await.map_err(AppError::from) });
+    parts.spawn(async move {
+        listen::serve(listener, gate, context).await;
+        Ok(())
+    });
+    let uplinks_stop = CancellationToken::new();
+    let mut uplinks = start_uplinks(config, &store, &uplinks_stop);
+    status.serving.store(true, Relaxed);
+    ready();
+    let outcome = tokio::select! {
+        biased;
+        () = stop.cancelled() => Ok(()),
+        Some(ended) = parts.join_next() => ended_early("broker", ended),
+        Some(ended) = uplinks.join_next(), if !uplinks.is_empty() => ended_early("uplink", ended),
+    };
+    status.serving.store(false, Relaxed);
+    clients_stop.cancel();
+    let rest = timeout(BROKER_STOP, async {
+        let mut rest = Ok(());
+        while let Some(ended) = parts.join_next().await {
+            rest = rest.and(ended.unwrap_or_else(|error| Err(AppError::Part(error.to_string()))));
+        }
+        rest
+    });
+    let rest = rest.await.unwrap_or(Err(AppError::Stop));
+    parts.abort_all();
+    uplinks_stop.cancel();
+    let gone = async { while uplinks.join_next().await.is_some() {} };
+    if timeout(PART_STOP, gone).await.is_err() {
+        uplinks.abort_all();
+    }
+    close(store, threads).await;
+    outcome.and(rest)
+}
+
+/// A part that ended although nobody asked it to.
+fn ended_early(
+    part: &str,
+    ended: Result<Result<(), AppError>, tokio::task::JoinError>,
+) -> Result<(), AppError> {
+    match ended {
+        Ok(Ok(())) => Err(AppError::Part(format!("the {part} ended"))),
+        Ok(error) => error,
+        Err(error) => Err(AppError::Part(format!("the {part} died: {error}"))),
+    }
+}
+
+fn start_uplinks(
+    config: &Config,
+    store: &Store,
+    stop: &CancellationToken,
+) -> JoinSet<Result<(), AppError>> {
+    let mut uplinks = JoinSet::new();
+    let Ok(cloud) = Address::parse(&config.uplink.cloud) else { return uplinks };
+    for lane in store.lanes() {
+        let uplink = Uplink::new(
+            store.clone(),
+            lane.clone(),
+            cloud.clone(),
+            config.id.clone(),
+            config.uplink.clone(),
+            stop.clone(),
+        );
+        uplinks.spawn(async move { uplink.run().await.map_err(AppError::from) });
+    }
+    uplinks
+}
+
+/// Waits for the threads, so that the folder is free when this returns.
+async fn close(store: Store, threads: Vec<Thread<()>>) {
+    let stopped = timeout(PART_STOP, store.stop()).await;
+    drop(store);
+    if stopped.is_err() {
+        tracing::warn!("the store did not close in time; what was acknowledged is safe");
+    }
+    let joined = tokio::task::spawn_blocking(move || {
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the store panicked");
+            }
+        }
+    });
+    let _late = timeout(PART_STOP, joined).await;
+}
+
+/// The address of a listener, if it may be opened.
+async fn address(
+    config: &Config,
+    setting: &'static str,
+    address: &str,
+) -> Result<SocketAddr, AppError> {
+    let wrong = || AppError::Address { setting, address: address.to_owned() };
+    let found = tokio::net::lookup_host(address).await.map_err(|_| wrong())?.next();
+    let found = found.ok_or_else(wrong)?;
+    let exposure = Exposure { address: found, setting, tls: false, authentication: false };
+    net::check_exposure(exposure, config.net.allow_insecure)?;
+    Ok(found)
+}
+
+/// The one line on stdout; once a process.
+fn say_ready(mqtt: SocketAddr, admin: SocketAddr, id: &str, status: &Status) {
+    if status.store_reopened.get() > 0 {
+        return;
+    }
+    let line =
+        serde_json::json!({ "mqtt": mqtt.to_string(), "admin": admin.to_string(), "id": id });
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = writeln!(out, "ready {line}").and_then(|()| out.flush()) {
+        tracing::warn!(%error, "nobody reads stdout");
+    }
+    tracing::info!(%mqtt, %admin, id, "ready");
+}

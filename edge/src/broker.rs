@@ -1,0 +1,346 @@
+//! The one task that owns the MQTT state: event in, decide, store, then act.
+//!
+//! ```text
+//! Incoming --> State::decide --changes--> Journal (group commit) --> Progress
+//!                   \---------effects that wait, with their ticket--------/ --> Outbox
+//! ```
+//! Pipelined: the next events are decided while the commit runs; what is under way is bounded in bytes and groups, and
+//! at the bound nothing is read from connections. An acknowledgement is an effect that waits; effects of one connection
+//! keep their order, so one that need not wait does if others of its connection do.
+//!
+//! In: [`Incoming`] of all connections. Out: effects on their outboxes. Change here: order and limits of what is under
+//! way. Not here: what an event means (`shared::session`), when a commit happens (`store`).
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use bytestring::ByteString;
+use tokio::{
+    sync::{mpsc, watch},
+    time,
+};
+use tributary_shared::{
+    clock::Clock,
+    connection::{Incoming, Outbox},
+    mqtt::{
+        Packet,
+        packet::{Publish, Reason},
+    },
+    session::{
+        Change, ConnectionId, Decision, Effect, Event, Now, Outgoing, SessionId, State,
+        event::LoadedEntry,
+    },
+    tasks,
+};
+
+use crate::{
+    lane::Policy,
+    status::Status,
+    store::{Error, Journal, LaneHandle, Progress, Store},
+};
+
+/// Items taken from connections before their changes are handed to the store.
+const TAKE: usize = 16;
+
+/// Groups that may be under way; the store's queue is longer, so that handing over never waits.
+const GROUPS: usize = 32;
+
+/// Bytes of changes that may be under way.
+const BYTES: usize = 8 * 1024 * 1024;
+
+/// Effects that may wait for commits.
+const EFFECTS: usize = 100_000;
+
+/// What a change costs in memory beside its payload.
+const CHANGE_BYTES: usize = 256;
+
+/// Answers of the store that may wait to be taken; the askers wait beyond that.
+const LOADS: usize = 16;
+
+/// A queue that was read.
+type Loaded = (SessionId, Result<(Vec<LoadedEntry>, bool), Error>);
+
+/// A connection as the broker knows it.
+struct Client {
+    outbox: Outbox,
+    /// Effects for it wait for this ticket.
+    waits_for: u64,
+    /// Topic aliases it announced; kept only where a lane may refuse.
+    aliases: HashMap<u16, ByteString>,
+}
+
+/// The task's possessions.
+pub struct Broker {
+    state: State,
+    store: Store,
+    journal: Journal,
+    progress: watch::Receiver<Progress>,
+    status: Arc<Status>,
+    clock: Clock,
+    clients: HashMap<ConnectionId, Client>,
+    /// Collects changes until they are handed over.
+    out: Decision,
+    /// Bytes handed over, by ticket.
+    under_way: VecDeque<(u64, usize)>,
+    bytes: usize,
+    /// Effects in order, with the ticket each waits for.
+    waiting: VecDeque<(u64, Effect)>,
+    committed: u64,
+    loads: (mpsc::Sender<Loaded>, mpsc::Receiver<Loaded>),
+    /// Lanes that may refuse, and the highest alias that is remembered for them.
+    refusing: Vec<LaneHandle>,
+    alias_max: u16,
+}
+
+impl Broker {
+    /// Over an open store.
+    pub fn new(
+        state: State,
+        store: Store,
+        journal: Journal,
+        status: Arc<Status>,
+        clock: Clock,
+        alias_max: u16,
+    ) -> Self {
+        let refuses =
+            |lane: &&LaneHandle| lane.settings.as_ref().is_some_and(|s| s.policy == Policy::Refuse);
+        Self {
+            progress: store.progress(),
+            refusing: store.lanes().iter().filter(refuses).cloned().collect(),
+            state,
+            store,
+            journal,
+            status,
+            clock,
+            clients: HashMap::new(),
+            out: Decision::default(),
+            under_way: VecDeque::new(),
+            bytes: 0,
+            waiting: VecDeque::new(),
+            committed: 0,
+            loads: mpsc::channel(LOADS),
+            alias_max,
+        }
+    }
+
+    /// Runs until all connections and their handles are gone and everything is durable, or the store fails.
+    pub async fn run(mut self, mut incoming: mpsc::Receiver<Incoming>) -> Result<(), Error> {
+        let mut taken = Vec::with_capacity(TAKE);
+        self.decide(Event::Tick, self.clock.now());
+        let mut open = true;
+        while open || !self.is_flushed() {
+            self.hand_over().await?;
+            let room =
+                self.under_way.len() < GROUPS && self.bytes < BYTES && self.waiting.len() < EFFECTS;
+            let wake = self.out.wake_ms.map(|ms| self.clock.instant(ms));
+            tokio::select! {
+                biased;
+                changed = self.progress.changed() => {
+                    changed.map_err(|_| Error::Closed)?;
+                    self.committed()?;
+                }
+                Some((session, found)) = self.loads.1.recv() => {
+                    let (entries, complete) = found?;
+                    self.decide(Event::Loaded { session, entries, complete }, self.clock.now());
+                }
+                count = incoming.recv_many(&mut taken, TAKE), if open && room => {
+                    open = count > 0;
+                    let now = self.clock.now();
+                    for incoming in taken.drain(..) {
+                        self.take(incoming, now);
+                    }
+                }
+                () = at(wake), if wake.is_some() && open && room => {
+                    self.decide(Event::Tick, self.clock.now());
+                }
+            }
+            self.status.connections.set(self.clients.len() as u64);
+        }
+        Ok(())
+    }
+
+    fn is_flushed(&self) -> bool {
+        self.out.changes.is_empty() && self.committed >= self.journal.last()
+    }
+
+    fn take(&mut self, incoming: Incoming, now: Now) {
+        match incoming {
+            Incoming::Connect { connection, connect, peer, outbox } => {
+                let client = Client { outbox, waits_for: 0, aliases: HashMap::new() };
+                self.clients.insert(connection, client);
+                self.decide(Event::Connect { connection, connect, peer }, now);
+            }
+            Incoming::Packets(connection, packets) => {
+                for packet in packets {
+                    let event = match packet {
+                        Packet::Publish(publish) => self.publish(connection, publish),
+                        packet => Event::Packet { connection, packet },
+                    };
+                    self.decide(event, now);
+                }
+            }
+            Incoming::Closed(connection, reason) => {
+                self.decide(Event::Closed { connection, reason }, now);
+                self.clients.remove(&connection);
+            }
+        }
+    }
+
+    /// A full lane refuses before anything is decided.
+    fn publish(&mut self, connection: ConnectionId, publish: Publish) -> Event {
+        self.status.messages_in.add(1);
+        if !self.refusing.is_empty() && self.is_refused(connection, &publish) {
+            self.status.dropped("lane_full", 1);
+            let reason = Reason::QUOTA_EXCEEDED;
+            return Event::Refused { connection, publish: Box::new(publish), reason };
+        }
+        Event::Packet { connection, packet: Packet::Publish(publish) }
+    }
+
+    fn is_refused(&mut self, connection: ConnectionId, publish: &Publish) -> bool {
+        let Some(client) = self.clients.get_mut(&connection) else { return false };
+        if let Some(alias) = publish.topic_alias.filter(|alias| *alias <= self.alias_max)
+            && !publish.topic.is_empty()
+        {
+            client.aliases.insert(alias, publish.topic.clone());
+        }
+        // QoS 0 has no answer; the store does not keep it in a full lane.
+        if publish.packet_id.is_none() {
+            return false;
+        }
+        let topic = match publish.topic_alias {
+            Some(alias) if publish.topic.is_empty() => client.aliases.get(&alias),
+            _ => Some(&publish.topic),
+        };
+        let takes = |lane: &&LaneHandle| {
+            lane.settings.as_ref().is_some_and(|s| topic.is_some_and(|topic| s.takes(topic)))
+        };
+        // The first lane that takes a topic has it, so a full one behind another would say no for it.
+        let first = self.store.lanes().iter().find(takes);
+        first.is_some_and(|lane| lane.status.full.load(Relaxed))
+    }
+
+    fn decide(&mut self, event: Event, now: Now) {
+        self.state.decide(event, now, &mut self.out);
+        let wait = std::mem::take(&mut self.out.wait);
+        let ticket = self.journal.last() + u64::from(!self.out.changes.is_empty());
+        let mut effects = std::mem::take(&mut self.out.effects);
+        for effect in effects.drain(..) {
+            self.place(effect, wait, ticket);
+        }
+        self.out.effects = effects;
+    }
+
+    /// Does an effect, or puts it in the line of those that wait.
+    fn place(&mut self, effect: Effect, wait: bool, ticket: u64) {
+        let mut wait = wait && ticket > self.committed;
+        if let Some(client) = connection_of(&effect).and_then(|id| self.clients.get_mut(&id)) {
+            wait |= client.waits_for > self.committed;
+            if wait {
+                client.waits_for = ticket;
+            }
+        }
+        if wait {
+            self.waiting.push_back((ticket, effect));
+        } else {
+            self.act(effect);
+        }
+    }
+
+    fn act(&mut self, effect: Effect) {
+        match effect {
+            Effect::Send { connection, outgoing } => {
+                let Some(client) = self.clients.get(&connection) else { return };
+                match &outgoing {
+                    Outgoing::Publish(_) => self.status.messages_out.add(1),
+                    Outgoing::Packet(packet) => {
+                        if is_promise(packet) {
+                            self.status.messages_acked.add(1);
+                        }
+                    }
+                }
+                if client.outbox.send(outgoing).is_err() {
+                    self.status.dropped("slow_client", 1);
+                }
+            }
+            Effect::Close { connection, reason } => {
+                tracing::debug!(connection = connection.0, reason = reason.0, "closing");
+                if let Some(client) = self.clients.get(&connection) {
+                    client.outbox.close();
+                }
+            }
+            Effect::Load { session, from, max, bytes } => {
+                let (store, loaded) = (self.store.clone(), self.loads.0.clone());
+                tasks::spawn("load", async move {
+                    let found = store.load(session, from, max, bytes).await;
+                    // A broker that is gone needs no answer.
+                    let _gone = loaded.send((session, found)).await;
+                });
+            }
+            Effect::Dropped { why, .. } => self.status.dropped(why, 1),
+        }
+    }
+
+    /// Gives the collected changes to the store, as one group.
+    async fn hand_over(&mut self) -> Result<(), Error> {
+        if self.out.changes.is_empty() {
+            return Ok(());
+        }
+        let changes = std::mem::take(&mut self.out.changes);
+        let bytes = changes.iter().map(weight).sum();
+        let ticket = self.journal.apply(changes).await?;
+        self.under_way.push_back((ticket, bytes));
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// What became durable may be told.
+    fn committed(&mut self) -> Result<(), Error> {
+        {
+            let progress = self.progress.borrow_and_update();
+            if let Some(error) = &progress.failed {
+                return Err(error.clone());
+            }
+            self.committed = progress.committed;
+        }
+        while let Some((_, bytes)) = self.under_way.pop_front_if(|(t, _)| *t <= self.committed) {
+            self.bytes -= bytes;
+        }
+        while let Some((_, effect)) = self.waiting.pop_front_if(|(t, _)| *t <= self.committed) {
+            self.act(effect);
+        }
+        Ok(())
+    }
+}
+
+/// PUBACK and PUBREC that say yes.
+fn is_promise(packet: &Packet) -> bool {
+    match packet {
+        Packet::PubAck(ack) | Packet::PubRec(ack) => !ack.reason.is_error(),
+        _ => false,
+    }
+}
+
+fn connection_of(effect: &Effect) -> Option<ConnectionId> {
+    match effect {
+        Effect::Send { connection, .. } | Effect::Close { connection, .. } => Some(*connection),
+        Effect::Load { .. } | Effect::Dropped { .. } => None,
+    }
+}
+
+fn weight(change: &Change) -> usize {
+    let message = match change {
+        Change::Message { message, .. } | Change::Enqueued { message, .. } => Some(message),
+        Change::Retained { message, .. } => message.as_ref(),
+        _ => None,
+    };
+    CHANGE_BYTES + message.map_or(0, |message| message.payload.len() + message.topic.len())
+}
+
+async fn at(wake: Option<time::Instant>) {
+    if let Some(wake) = wake {
+        time::sleep_until(wake).await;
+    }
+}
