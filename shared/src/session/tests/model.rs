@@ -3,7 +3,7 @@
 //! The host commits when it likes and crashes when it likes: what was decided and not committed is gone, and effects of such
 //! decisions were carried out only if they do not wait. Clients keep their own session state as the standard says.
 //! Promised: a QoS 1 message that was acknowledged reaches every subscriber; a QoS 2 message reaches each exactly once; first
-//! arrivals of a topic are in the order published.
+//! arrivals of a topic are in the order published; a shared group as a whole gets each QoS 1 message, and each QoS 2 message once.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -16,7 +16,8 @@ use crate::{
         Ack, Connect, Packet, Publish, Qos, Reason, Subscribe, SubscribeFilter, SubscriptionOptions,
     },
     session::{
-        ConnectionId, Decision, Effect, Event, Fanout, Now, Outgoing, Settings, State, event::Peer,
+        Change, ConnectionId, Decision, Effect, Event, Fanout, Now, Outgoing, SessionId, Settings,
+        State, event::Peer,
     },
 };
 
@@ -54,8 +55,9 @@ struct Client {
     /// Own messages on their way, in order.
     flows: Vec<Flow>,
     next_id: u16,
-    published: BTreeMap<Qos, u32>,
-    acknowledged: BTreeSet<(Qos, u32)>,
+    /// Messages by topic.
+    published: BTreeMap<(char, Qos), u32>,
+    acknowledged: BTreeSet<(String, u32)>,
     /// QoS 2 ids received and not released.
     held: BTreeSet<u16>,
     /// QoS 1 and 2 of this connection that we have not acknowledged; what we announced.
@@ -72,11 +74,19 @@ struct Model {
     state: State,
     store: Store,
     now: Now,
-    batch: Decision,
+    /// Decided, not committed.
+    changes: Vec<Change>,
+    /// Not carried out yet.
+    effects: Vec<Effect>,
+    /// These effects wait for those changes.
+    wait: bool,
+    /// Effects that need not wait are carried out at once, but for those of a connection that has others waiting.
+    eager: bool,
     /// Log entries handed in, and of them those durably so.
     fed: usize,
     fed_durable: usize,
-    host: VecDeque<Event>,
+    /// Questions to the store that are open: session, first seq, entries, bytes.
+    loads: VecDeque<(SessionId, u64, usize, usize)>,
     clients: Vec<Client>,
     next_connection: u64,
 }
@@ -102,17 +112,21 @@ impl Model {
             fanout,
             store,
             now,
-            batch: Decision::default(),
+            changes: Vec::new(),
+            effects: Vec::new(),
+            wait: false,
+            eager: seed % 2 == 0,
             fed: 0,
             fed_durable: 0,
-            host: VecDeque::new(),
+            loads: VecDeque::new(),
             clients: ["a", "b", "c"].map(client).into(),
             next_connection: 1,
         };
         for at in 0..3 {
             model.connect(at);
             let options = SubscriptionOptions { qos: Q2, ..Default::default() };
-            let filters = vec![SubscribeFilter { filter: "t/#".into(), options }];
+            let filters = ["t/#", "$share/g/s/#"];
+            let filters = filters.map(|one| SubscribeFilter { filter: one.into(), options }).into();
             let user_properties = Vec::new();
             let subscribe =
                 Subscribe { packet_id: id(1), filters, subscription_id: None, user_properties };
@@ -123,7 +137,18 @@ impl Model {
     }
 
     fn decide(&mut self, event: Event) {
-        self.state.decide(event, self.now, &mut self.batch);
+        let mut out = Decision::default();
+        self.state.decide(event, self.now, &mut out);
+        self.changes.extend(out.changes);
+        self.wait |= out.wait;
+        for effect in out.effects {
+            let same = |other: &Effect| target(other).is_some() && target(other) == target(&effect);
+            if self.eager && !out.wait && !self.effects.iter().any(same) {
+                self.act(vec![effect]);
+            } else {
+                self.effects.push(effect);
+            }
+        }
     }
 
     fn send(&mut self, at: usize, packet: Packet) {
@@ -133,12 +158,13 @@ impl Model {
     }
 
     fn commit(&mut self) {
-        let batch = std::mem::take(&mut self.batch);
-        for change in batch.changes {
+        for change in std::mem::take(&mut self.changes) {
             self.store.apply(change);
         }
         self.fed_durable = self.fed;
-        self.act(batch.effects);
+        self.wait = false;
+        let effects = std::mem::take(&mut self.effects);
+        self.act(effects);
     }
 
     fn act(&mut self, effects: Vec<Effect>) {
@@ -156,8 +182,8 @@ impl Model {
                     assert!(self.clients.iter().all(|one| one.connection != Some(connection)));
                 }
                 Effect::Load { session, from, max, bytes } => {
-                    let (entries, complete) = self.store.load(session, from, max, bytes);
-                    self.host.push_back(Event::Loaded { session, entries, complete });
+                    assert!(self.loads.iter().all(|open| open.0 != session), "one at a time");
+                    self.loads.push_back((session, from, max, bytes));
                 }
                 Effect::Dropped { why, .. } => panic!("dropped: {why}"),
             }
@@ -165,8 +191,10 @@ impl Model {
     }
 
     fn crash(&mut self) {
-        self.batch = Decision::default();
-        self.host.clear();
+        self.changes.clear();
+        self.effects.clear();
+        self.wait = false;
+        self.loads.clear();
         self.fed = self.fed_durable;
         self.state =
             State::new(self.settings.clone(), self.fanout, self.store.restored(), self.now);
@@ -208,13 +236,14 @@ impl Model {
 
     fn publish(&mut self, at: usize) {
         let qos = if self.random.chance(50) { Q1 } else { Q2 };
+        let kind = if self.random.chance(70) { 't' } else { 's' };
         let client = &mut self.clients[at];
         if !client.joined || client.flows.len() >= 4 {
             return;
         }
-        let number = client.published.entry(qos).or_default();
+        let number = client.published.entry((kind, qos)).or_default();
         *number += 1;
-        let topic = format!("t/{}/{}", client.name, qos as u8);
+        let topic = topic(kind, &client.name, qos);
         client.next_id = client.next_id % 6 + 1;
         while client.flows.iter().any(|flow| flow.publish.packet_id == Some(id(client.next_id))) {
             client.next_id = client.next_id % 6 + 1;
@@ -240,9 +269,11 @@ impl Model {
             12..=30 => self.commit(),
             31..=45 => self.publish(at),
             46..=60 => self.host_event(),
-            61..=65 if !self.batch.wait => {
-                let effects = std::mem::take(&mut self.batch.effects);
-                self.act(effects);
+            61..=65 if self.eager || !self.wait => {
+                if !self.wait {
+                    let effects = std::mem::take(&mut self.effects);
+                    self.act(effects);
+                }
                 if self.random.chance(30) {
                     while let Some(outgoing) = self.clients[at].inbox.pop_front() {
                         self.look_at(at, outgoing);
@@ -258,8 +289,9 @@ impl Model {
     }
 
     fn host_event(&mut self) {
-        if let Some(event) = self.host.pop_front() {
-            self.decide(event);
+        if let Some((session, from, max, bytes)) = self.loads.pop_front() {
+            let (entries, complete) = self.store.load(session, from, max, bytes);
+            self.decide(Event::Loaded { session, entries, complete });
         } else if self.fanout == Fanout::FromLog && self.fed < self.store.log.len() {
             let message = self.store.log[self.fed].clone();
             let stored = Some(Store::reference(self.fed));
@@ -277,9 +309,9 @@ impl Model {
             self.commit();
             self.host_event();
             (0..3).for_each(|at| self.receive(at));
-            let quiet = self.batch.effects.is_empty()
-                && self.batch.changes.is_empty()
-                && self.host.is_empty()
+            let quiet = self.effects.is_empty()
+                && self.changes.is_empty()
+                && self.loads.is_empty()
                 && self.clients.iter().all(|client| client.inbox.is_empty())
                 && (self.fanout == Fanout::AtOnce || self.fed == self.store.log.len());
             if quiet {
@@ -294,28 +326,46 @@ impl Model {
         assert!(self.store.received.is_empty());
         for publisher in &self.clients {
             assert!(publisher.flows.is_empty(), "every flow ended");
-            for (&qos, &count) in &publisher.published {
-                let topic = format!("t/{}/{}", publisher.name, qos as u8);
-                for reader in &self.clients {
-                    let got = reader.got.get(&topic).cloned().unwrap_or_default();
-                    let mut first = Vec::new();
-                    for &number in &got {
-                        if !first.contains(&number) {
-                            first.push(number);
-                        }
-                    }
-                    assert_eq!(
-                        first,
-                        (1..=count).collect::<Vec<_>>(),
-                        "{topic} to {}",
-                        reader.name
-                    );
-                    assert!(qos == Q1 || got.len() == first.len(), "{topic}: once, got {got:?}");
+            for (&(kind, qos), &count) in &publisher.published {
+                let topic = topic(kind, &publisher.name, qos);
+                let acknowledged =
+                    |number| publisher.acknowledged.contains(&(topic.clone(), number));
+                assert!((1..=count).all(acknowledged));
+                let got =
+                    self.clients.iter().map(|one| one.got.get(&topic).cloned().unwrap_or_default());
+                if kind == 's' {
+                    let mut got = got.flatten().collect::<Vec<_>>();
+                    got.sort_unstable();
+                    arrived(&topic, qos, &got, count);
+                } else {
+                    got.for_each(|got| arrived(&topic, qos, &got, count));
                 }
-                assert!((1..=count).all(|number| publisher.acknowledged.contains(&(qos, number))));
             }
         }
     }
+}
+
+fn target(effect: &Effect) -> Option<ConnectionId> {
+    match effect {
+        Effect::Send { connection, .. } | Effect::Close { connection, .. } => Some(*connection),
+        Effect::Load { .. } | Effect::Dropped { .. } => None,
+    }
+}
+
+fn topic(kind: char, publisher: &str, qos: Qos) -> String {
+    format!("{kind}/{publisher}/{}", qos as u8)
+}
+
+/// All, first arrivals in order, and at QoS 2 once.
+fn arrived(topic: &str, qos: Qos, got: &[u32], count: u32) {
+    let mut first = Vec::new();
+    for &number in got {
+        if !first.contains(&number) {
+            first.push(number);
+        }
+    }
+    assert_eq!(first, (1..=count).collect::<Vec<_>>(), "{topic}");
+    assert!(qos == Q1 || got.len() == first.len(), "{topic}: once, got {got:?}");
 }
 
 impl Client {
@@ -380,7 +430,7 @@ impl Client {
         let flow = self.flows.remove(at);
         assert_eq!(flow.publish.qos, qos);
         let number = std::str::from_utf8(&flow.publish.payload).unwrap().parse().unwrap();
-        self.acknowledged.insert((qos, number));
+        self.acknowledged.insert((flow.publish.topic.to_string(), number));
     }
 }
 
