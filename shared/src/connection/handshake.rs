@@ -56,7 +56,8 @@ pub enum Refused {
 impl<S: AsyncRead + AsyncWrite + Unpin> Opened<S> {
     /// Answers with a CONNACK that says why not, and closes.
     pub async fn refuse(mut self, reason: Reason) {
-        say_goodbye(&mut self.stream, &refusal(reason, self.connect.version)).await;
+        let answer = refusal(reason, self.connect.version);
+        Box::pin(say_goodbye(&mut self.stream, &answer)).await;
     }
 }
 
@@ -83,7 +84,7 @@ where
                 Refused::Malformed(malformed) => {
                     count(&counters.malformed);
                     let answer = answer(malformed, reader.version());
-                    say_goodbye(&mut stream, &answer).await;
+                    Box::pin(say_goodbye(&mut stream, &answer)).await;
                 }
                 Refused::WrongProtocol(_) => count(&counters.wrong_protocol),
                 _ => {}

@@ -129,6 +129,12 @@ impl Outbox {
         Poll::Ready(true)
     }
 
+    /// The client has taken enough of its answers to be read from.
+    pub(super) fn has_room(&self) -> bool {
+        let state = self.state();
+        state.answers < self.shared.answers || state.closed
+    }
+
     /// Waits until the client has taken enough of its answers to be read from again.
     pub(super) fn poll_room(&self, context: &mut Context<'_>) -> Poll<()> {
         let mut state = self.state();

@@ -16,6 +16,7 @@ use std::{
 use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
+    sync::mpsc::error::TrySendError,
     time::{Instant, sleep_until},
 };
 
@@ -111,52 +112,67 @@ async fn forward(
     outbox: &Outbox,
     context: &Context,
 ) -> Result<(), End> {
-    let mut taken = false;
     loop {
-        let mut packets = Vec::new();
-        let mut more = false;
-        let mut end = None;
-        while !more {
-            match reader.read(buffer) {
-                Ok(Some(packet)) => {
-                    if matches!(packet, Packet::Disconnect(_)) {
-                        end = Some(End::Gone);
-                    }
-                    packets.push(packet);
-                    more = packets.len() == BATCH;
-                    if end.is_some() {
-                        break;
-                    }
-                }
-                Ok(None) => break,
-                Err(malformed) => {
-                    count(&context.counters.malformed);
-                    end = Some(End::Malformed(malformed));
-                    break;
-                }
-            }
-        }
+        let (packets, end) = parse(reader, buffer, context);
+        let more = packets.len() == BATCH;
         if !packets.is_empty() {
-            taken = true;
-            context.counters.packets_in.fetch_add(packets.len() as u64, Ordering::Relaxed);
-            poll_fn(|task| outbox.poll_room(task)).await;
+            // Also when it is empty: it would keep the chunk alive.
+            if !more {
+                *buffer = BytesMut::from(buffer.as_ref());
+            }
             let packets = Incoming::Packets(connection, packets);
-            if context.handle.incoming.send(packets).await.is_err() {
-                return Err(End::Stopping);
+            if let Err(packets) = send_at_once(packets, outbox, context) {
+                Box::pin(send_slowly(packets, outbox, context)).await?;
             }
         }
         if let Some(end) = end {
             return Err(end);
         }
         if !more {
-            break;
+            return Ok(());
         }
     }
-    if taken {
-        // Also when it is empty: it would keep the chunk alive.
-        *buffer = BytesMut::from(buffer.as_ref());
+}
+
+/// The next packets, at most [`BATCH`], and why there will be no more, if so.
+fn parse(
+    reader: &mut Reader,
+    buffer: &mut BytesMut,
+    context: &Context,
+) -> (Vec<Packet>, Option<End>) {
+    let mut packets = Vec::new();
+    let mut end = None;
+    while packets.len() < BATCH && end.is_none() {
+        match reader.read(buffer) {
+            Ok(Some(packet)) => {
+                if matches!(packet, Packet::Disconnect(_)) {
+                    end = Some(End::Gone);
+                }
+                packets.push(packet);
+            }
+            Ok(None) => break,
+            Err(malformed) => {
+                count(&context.counters.malformed);
+                end = Some(End::Malformed(malformed));
+            }
+        }
     }
-    Ok(())
+    context.counters.packets_in.fetch_add(packets.len() as u64, Ordering::Relaxed);
+    (packets, end)
+}
+
+/// Mostly there is room. Gives the packets back where there is something to wait for.
+fn send_at_once(packets: Incoming, outbox: &Outbox, context: &Context) -> Result<(), Incoming> {
+    if !outbox.has_room() {
+        return Err(packets);
+    }
+    context.handle.incoming.try_send(packets).map_err(TrySendError::into_inner)
+}
+
+/// Boxed by the caller: an idle connection has no room for this in its task.
+async fn send_slowly(packets: Incoming, outbox: &Outbox, context: &Context) -> Result<(), End> {
+    poll_fn(|task| outbox.poll_room(task)).await;
+    context.handle.incoming.send(packets).await.map_err(|_| End::Stopping)
 }
 
 /// One read: behind the part of a packet that is there, or into the thread's chunk.

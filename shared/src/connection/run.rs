@@ -75,7 +75,8 @@ where
     };
     let Opened { stream, mut reader, buffer, connect } = opened;
     let hello = Incoming::Connect { connection, connect, peer, outbox: outbox.clone() };
-    if context.handle.incoming.send(hello).await.is_err() {
+    // Boxed, as all that happens once: a connection keeps its largest moment's size while it is idle.
+    if Box::pin(context.handle.incoming.send(hello)).await.is_err() {
         return End::Stopping;
     }
     reader.set_maximum(context.packet_bytes);
@@ -91,20 +92,23 @@ where
         };
         let accepted = agreed.accepted.load(Ordering::Acquire);
         outbox.close_with(last_packet(&end, takes.version).filter(|_| accepted));
-        let told = context.handle.incoming.send(Incoming::Closed(connection, end.reason()));
-        let flushed = async {
-            if end.is_ours() && end != End::Closed {
-                // Late or not, the socket is closed next.
-                let _ = timeout(LAST_WRITES, write).await;
-            }
-        };
-        // A broker that is gone needs no telling.
-        let _ = tokio::join!(told, flushed);
+        Box::pin(async {
+            let told = context.handle.incoming.send(Incoming::Closed(connection, end.reason()));
+            let flushed = async {
+                if end.is_ours() && end != End::Closed {
+                    // Late or not, the socket is closed next.
+                    let _ = timeout(LAST_WRITES, write).await;
+                }
+            };
+            // A broker that is gone needs no telling.
+            let _ = tokio::join!(told, flushed);
+        })
+        .await;
         end
     };
     tracing::debug!(connection = connection.0, ?end, "connection ended");
     if end.is_ours() {
-        say_goodbye(&mut read_half.unsplit(write_half), &[]).await;
+        Box::pin(say_goodbye(&mut read_half.unsplit(write_half), &[])).await;
     }
     end
 }

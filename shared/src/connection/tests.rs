@@ -379,3 +379,18 @@ async fn a_message_over_the_clients_packet_size_is_dropped_and_counts_as_deliver
     assert_eq!((ack.packet_id.get(), ack.reason), (7, Reason::PACKET_TOO_LARGE));
     assert_eq!(running.context.counters.too_large.load(std::sync::atomic::Ordering::Relaxed), 1);
 }
+
+#[tokio::test]
+async fn an_idle_connection_stays_small() {
+    let (context, _incoming) = context(Settings::default());
+    let (mut near, far) = duplex(PIPE);
+    near.write_all(&bytes(&Packet::Connect(Box::new(connect(Version::V5))), Version::V5))
+        .await
+        .unwrap();
+    let opening = handshake(far, &context.settings, &context.counters);
+    let opening_bytes = size_of_val(&opening);
+    let opened = opening.await.unwrap();
+    let serving = run(opened, Peer { principal: None, address: None }, &context);
+    let serving_bytes = size_of_val(&serving);
+    assert!(serving_bytes <= 1_536 && opening_bytes <= 512, "{serving_bytes} {opening_bytes}");
+}

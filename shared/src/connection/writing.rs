@@ -1,7 +1,14 @@
 //! Broker to socket: all that waits becomes as few writes as possible.
 
 use std::{
-    cell::Cell, collections::VecDeque, future::poll_fn, sync::atomic::Ordering, time::Duration,
+    cell::Cell,
+    collections::VecDeque,
+    future::{Future, poll_fn},
+    io,
+    pin::{Pin, pin},
+    sync::atomic::Ordering,
+    task::{Context as Task, Poll},
+    time::Duration,
 };
 
 use bytes::{Buf, BytesMut};
@@ -78,7 +85,7 @@ where
             }
             if !undeliverable.is_empty() {
                 let packets = Incoming::Packets(outbox.connection(), undeliverable);
-                if context.handle.incoming.send(packets).await.is_err() {
+                if Box::pin(context.handle.incoming.send(packets)).await.is_err() {
                     return End::Stopping;
                 }
             }
@@ -158,6 +165,7 @@ fn encode_packet(packet: Packet, takes: Takes, agreed: &Agreed, output: &mut Out
     write::write_limited(&packet, takes.version, takes.maximum, output.tail()).is_ok()
 }
 
+/// Writes all of `output`. Most is taken at once; only a slow client needs a timer, and room for one in the task.
 async fn flush<W>(
     half: &mut W,
     output: &mut Output,
@@ -169,19 +177,44 @@ where
 {
     output.seal();
     context.counters.bytes_out.fetch_add(output.remaining() as u64, Ordering::Relaxed);
+    match poll_fn(|task| Poll::Ready(poll_write(half, output, task))).await {
+        Poll::Ready(done) => done,
+        Poll::Pending => Box::pin(flush_slowly(half, output, stall, context)).await,
+    }
+}
+
+fn poll_write<W>(half: &mut W, output: &mut Output, task: &mut Task<'_>) -> Poll<Result<(), End>>
+where
+    W: AsyncWrite + Unpin,
+{
     while output.has_remaining() {
-        match timeout(stall, half.write_buf(output)).await {
-            Ok(Ok(1..)) => {}
-            Ok(_) => return Err(End::Gone),
-            Err(_) => {
-                count(&context.counters.stalled);
-                return Err(End::Stalled);
-            }
+        match pin!(half.write_buf(output)).poll(task) {
+            Poll::Ready(Ok(1..)) => {}
+            Poll::Ready(_) => return Poll::Ready(Err(End::Gone)),
+            Poll::Pending => return Poll::Pending,
         }
     }
-    match timeout(stall, half.flush()).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(End::Gone),
-        Err(_) => Err(End::Stalled),
+    Pin::new(half).poll_flush(task).map_err(|_| End::Gone)
+}
+
+async fn flush_slowly<W>(
+    half: &mut W,
+    output: &mut Output,
+    stall: Duration,
+    context: &Context,
+) -> Result<(), End>
+where
+    W: AsyncWrite + Unpin,
+{
+    let stalled = |_| {
+        count(&context.counters.stalled);
+        End::Stalled
+    };
+    while output.has_remaining() {
+        let written = timeout(stall, half.write_buf(output)).await.map_err(stalled)?;
+        if !matches!(written, Ok(1..)) {
+            return Err(End::Gone);
+        }
     }
+    timeout(stall, half.flush()).await.map_err(stalled)?.map_err(|_| End::Gone)
 }
