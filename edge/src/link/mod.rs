@@ -252,25 +252,51 @@ fn welcome(connack: ConnAck) -> Welcome {
 
 /// Runs the event loop in a task of its own: its future may not be dropped in the middle of a write.
 async fn pump(mut events: EventLoop, news: mpsc::Sender<Report>) {
-    let mut tokens: HashMap<u16, u64> = HashMap::new();
-    let mut next = 0;
+    let mut tokens = Tokens::default();
     loop {
-        let report = match events.poll().await {
-            Ok(Event::Outgoing(Outgoing::Publish(id))) => {
-                tokens.insert(id, next);
-                next += 1;
-                continue;
+        match events.poll().await {
+            Ok(event) => {
+                if let Some(report) = tokens.report(event)
+                    && news.send(report).await.is_err()
+                {
+                    return;
+                }
             }
-            Ok(Event::Incoming(Packet::PubAck(ack))) => match tokens.remove(&ack.pkid) {
-                Some(token) => Report::Answered(token, answer(&ack)),
-                None => continue,
-            },
-            Ok(_) => continue,
-            Err(error) => Report::Closed { refused: unreadable(&error), why: error.to_string() },
-        };
-        let last = matches!(report, Report::Closed { .. });
-        if news.send(report).await.is_err() || last {
-            return;
+            Err(error) => {
+                // Answers that were read together with what broke the connection are still to be told.
+                let read = std::mem::take(&mut events.state.events);
+                let last = Report::Closed { refused: unreadable(&error), why: error.to_string() };
+                let reports = read.into_iter().filter_map(|event| tokens.report(event));
+                for report in reports.chain([last]) {
+                    if news.send(report).await.is_err() {
+                        return;
+                    }
+                }
+                return;
+            }
+        }
+    }
+}
+
+/// Which packet id stands for which token.
+#[derive(Default)]
+struct Tokens {
+    sent: HashMap<u16, u64>,
+    next: u64,
+}
+
+impl Tokens {
+    fn report(&mut self, event: Event) -> Option<Report> {
+        match event {
+            Event::Outgoing(Outgoing::Publish(id)) => {
+                self.sent.insert(id, self.next);
+                self.next += 1;
+                None
+            }
+            Event::Incoming(Packet::PubAck(ack)) => {
+                Some(Report::Answered(self.sent.remove(&ack.pkid)?, answer(&ack)))
+            }
+            _ => None,
         }
     }
 }

@@ -122,6 +122,10 @@ impl LaneState {
         self.batches = self.batches.saturating_sub(gone.batches);
         self.messages = self.messages.saturating_sub(gone.messages);
         self.bytes = self.bytes.saturating_sub(gone.bytes);
+        if upto >= self.upto {
+            // Nothing waits: whatever the totals drifted by is gone too.
+            (self.batches, self.messages, self.bytes) = (0, 0, 0);
+        }
         self.save(db)?;
         Ok(gone.messages)
     }

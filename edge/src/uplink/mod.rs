@@ -229,13 +229,15 @@ impl Connection<'_> {
         let stop = self.up.stop.clone();
         loop {
             let commits = progress.borrow_and_update().commits;
-            if self.drain.is_some() {
-                if self.window.oldest_unanswered().is_none()
-                    && let Err(end) = self.turn_back().await
-                {
-                    return end;
-                }
-            } else if let Err(end) = self.fill(commits).await {
+            if self.drain.is_some()
+                && self.window.oldest_unanswered().is_none()
+                && let Err(end) = self.turn_back().await
+            {
+                return end;
+            }
+            if self.drain.is_none()
+                && let Err(end) = self.fill(commits).await
+            {
                 return end;
             }
             let timeout = Duration::from_millis(self.up.settings.ack_timeout_ms);
