@@ -4,7 +4,6 @@ use std::{
     cell::Cell,
     collections::VecDeque,
     future::{Future, poll_fn},
-    io,
     pin::{Pin, pin},
     sync::atomic::Ordering,
     task::{Context as Task, Poll},

@@ -1,7 +1,8 @@
 //! Bytes to packets.
 //!
 //! Holds: framing (this file), one file a group of packets. A packet is taken whole from the read buffer; its strings
-//! and payload share that buffer, nothing is copied. In: the bytes that came. Out: packets in order.
+//! and payload are slices of it. What a broker may keep for long (filters, retained and QoS 1 and 2 messages) is first
+//! copied in one piece if it is small: a kept slice keeps the whole buffer. In: the bytes that came. Out: packets in order.
 //! Change here: lengths, flags, directions. Not here: meaning, topic aliases, quotas (`session`).
 
 mod connect;
@@ -10,7 +11,7 @@ mod other;
 mod publish;
 mod subscribe;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
 use super::{
     check::Sender,
@@ -65,6 +66,9 @@ struct Header {
     /// The length is in its shortest form.
     minimal: bool,
 }
+
+/// Packets from this size on are not copied: the part of a read buffer (32 KiB) that is kept with them is in proportion.
+const SHARED_FROM: usize = 4_096;
 
 /// The control packet types (table 2-1).
 mod kind {
@@ -122,7 +126,13 @@ impl Reader {
         if buffer.len() < whole {
             return Ok(None);
         }
-        let mut frame = buffer.split_to(whole).freeze();
+        let mut frame = if whole < SHARED_FROM && may_be_kept(first) {
+            let own = Bytes::copy_from_slice(buffer.get(..whole).unwrap_or_default());
+            buffer.advance(whole);
+            own
+        } else {
+            buffer.split_to(whole).freeze()
+        };
         frame.advance(header.length);
         self.packet(header, Cursor::new(frame)).map(Some)
     }
@@ -199,6 +209,15 @@ impl Reader {
         };
         cursor.end()?;
         Ok(packet)
+    }
+}
+
+/// Whether parts of the packet may outlive its handling by much; all but acknowledgements, pings, and QoS 0 messages.
+fn may_be_kept(first: u8) -> bool {
+    match first >> 4 {
+        kind::PUBLISH => first & 0b0111 != 0,
+        kind::PUBACK..=kind::PUBCOMP | kind::PINGREQ | kind::PINGRESP => false,
+        _ => true,
     }
 }
 

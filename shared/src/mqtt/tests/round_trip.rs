@@ -8,7 +8,7 @@ use crate::{
     message::Message,
     mqtt::{
         check::Sender,
-        packet::{Packet, Publish, PublishProperties, Reason, Version},
+        packet::{Packet, PacketId, Publish, PublishProperties, Qos, Reason, Version},
         read::Reader,
         write::{Encoded, Head, Output, PROTOCOL_MAXIMUM, TooLarge, publish, write, write_limited},
     },
@@ -157,4 +157,18 @@ fn a_length_that_lies_allocates_nothing() {
     assert_eq!(bytes.capacity(), 64);
     let mut small = Reader::client(Version::V5, 100_000);
     assert_eq!(small.read(&mut bytes).unwrap_err().reason, Reason::PACKET_TOO_LARGE);
+}
+
+#[test]
+fn what_may_be_kept_does_not_keep_the_read_buffer() {
+    let mut bytes = BytesMut::with_capacity(32 * 1024);
+    for (qos, shares) in [(Qos::AtMostOnce, true), (Qos::AtLeastOnce, false)] {
+        let packet_id = PacketId::new(1).filter(|_| qos != Qos::AtMostOnce);
+        let sent = Publish { qos, packet_id, topic: "t".into(), ..Publish::default() };
+        write(&Packet::Publish(sent), Version::V311, &mut bytes);
+        let chunk = bytes.as_ptr_range();
+        let read = Reader::client(Version::V311, 1_000).read(&mut bytes);
+        let Ok(Some(Packet::Publish(publish))) = read else { panic!() };
+        assert_eq!(chunk.contains(&publish.topic.as_ptr()), shares);
+    }
 }
