@@ -10,6 +10,8 @@
 mod api;
 mod console;
 mod metrics;
+#[cfg(test)]
+mod tests;
 
 use axum::{
     Json, Router,

@@ -20,7 +20,7 @@ use tributary_shared::{
 
 use super::*;
 use crate::{
-    log::{PartitionId, testing::test_log},
+    log::{PartitionId, StreamConfig, testing::test_log},
     route::{CATCH_ALL, PartitionRule, Routes, Rule},
 };
 
@@ -34,7 +34,10 @@ struct Door {
 
 impl Door {
     async fn open(rules: Vec<Rule>) -> Self {
-        let log = test_log(1).await.unwrap();
+        Self::open_on(test_log(1).await.unwrap(), rules).await
+    }
+
+    async fn open_on(log: Log, rules: Vec<Rule>) -> Self {
         let routing = Routing::new(Routes::new(rules).unwrap());
         let bridge = Bridge::new(log.clone(), routing, Settings::default());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -322,4 +325,29 @@ async fn more_than_the_window_or_a_wrong_packet_ends_the_connection_with_its_cod
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test]
+async fn an_edge_writes_to_its_home_shard_whatever_the_stream() {
+    let log = test_log(4).await.unwrap();
+    // Has no partition on most shards: it grows where an edge needs it.
+    log.create_stream("alarms", Some(1), StreamConfig::default()).await.unwrap();
+    let rule = Rule {
+        filter: "alarm/#".into(),
+        stream: "alarms".into(),
+        key: None,
+        partition: PartitionRule::Edge,
+    };
+    let keyed = Rule { partition: PartitionRule::Key, ..rule.clone() };
+    let routing = Routing::new(Routes::default());
+    assert!(routing.set(Routes::new(vec![keyed]).unwrap(), &log).is_err(), "one shard only");
+    let door = Door::open_on(log, vec![rule]).await;
+    for id in ["gw1", "gw2", "gw3", "gw4", "gw5"] {
+        let (mut edge, _) = Edge::connect(&door, id).await;
+        edge.upload(id, 7, 0, &[("alarm/x", "1"), ("t", "2")]).await;
+        assert_eq!(edge.ack().await.reason, Reason::SUCCESS);
+        assert_eq!(door.log.edge_marks(id).await.unwrap(), [(7, 2)]);
+    }
+    let ids: Vec<_> = door.bridge.known().await.unwrap().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(ids, ["gw1", "gw2", "gw3", "gw4", "gw5"]);
 }

@@ -30,7 +30,7 @@ use tributary_shared::{
     connection::{Incoming, Outbox, outbox::Full},
     message::MessageRef,
     mqtt::{Packet, Reason, packet::Publish},
-    record::mqtt::to_message,
+    record::mqtt::{header, to_message},
     session::{ConnectionId, Decision, Effect, Event, Fanout, Outgoing, SessionId, State},
 };
 
@@ -302,6 +302,11 @@ impl<'a> Broker<'a> {
         self.head.numbers.followed.fetch_add(records.len() as u64, Ordering::Relaxed);
         self.records_unsaved += records.len() as u64;
         for (offset, record) in records {
+            self.cursors.insert(partition, offset + 1);
+            // Nobody listens: only what is retained concerns us.
+            if self.state.stats().subscriptions == 0 && record.header(header::RETAIN).is_none() {
+                continue;
+            }
             let mut message = to_message(&record, &stream.name);
             if message.retain {
                 // It stays in memory for long and must not keep its whole batch there.
@@ -309,7 +314,6 @@ impl<'a> Broker<'a> {
             }
             let stored = Some(MessageRef(partition.0, offset.unsigned_abs()));
             self.decide(Event::Message { message: Arc::new(message), stored });
-            self.cursors.insert(partition, offset + 1);
             if self.out.changes.len() >= CHANGES_AT_ONCE {
                 self.flush(false).await?;
             }

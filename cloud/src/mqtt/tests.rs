@@ -384,3 +384,60 @@ async fn a_failing_log_acknowledges_nothing_and_the_head_comes_back() {
     assert_eq!(writer.publish("a", "2").await, Reason::SUCCESS);
     cloud.stop().await;
 }
+
+#[tokio::test]
+async fn messages_in_other_shards_are_delivered_and_survive_a_kill_too() {
+    let engine = MemoryEngine::new(4);
+    let mut cloud = Cloud::start(&engine).await;
+    let (mut reader, _) = cloud.connect("reader", false).await;
+    reader.subscribe("t/#", Qos::AtLeastOnce).await;
+    let (mut writer, _) = cloud.connect("writer", false).await;
+    let mut shards = std::collections::BTreeSet::new();
+    for number in 1..=16_u16 {
+        let topic = format!("t/{number}");
+        let routing = Routing::new(Routes::default());
+        shards.insert(routing.place(&cloud.log, &topic).await.unwrap().shard);
+        writer.send_publish(&topic, &topic, Qos::ExactlyOnce, number, false).await;
+    }
+    assert!(shards.len() > 1, "the topics are spread");
+    for _ in 1..=16 {
+        let Packet::PubRec(ack) = writer.receive().await else { panic!("no PUBREC") };
+        assert_eq!(ack.reason, Reason::SUCCESS);
+    }
+    cloud.kill(&engine).await;
+    let mut cloud = Cloud::start(&engine).await;
+    let (mut reader, _) = cloud.connect("reader", false).await;
+    let mut got = std::collections::BTreeSet::new();
+    for _ in 1..=16 {
+        got.insert(reader.payload().await);
+    }
+    assert_eq!(got.len(), 16);
+    cloud.stop().await;
+}
+
+#[tokio::test]
+async fn what_an_ended_session_left_behind_is_removed() {
+    let engine = MemoryEngine::new(1);
+    let mut cloud = Cloud::start(&engine).await;
+    let (mut reader, _) = cloud.connect("reader", false).await;
+    reader.subscribe("a", Qos::AtLeastOnce).await;
+    drop(reader);
+    let (mut writer, _) = cloud.connect("writer", true).await;
+    for _ in 0..3 {
+        assert_eq!(writer.publish("a", "x").await, Reason::SUCCESS);
+    }
+    // A clean start ends the session; the next start of the head removes what is still there.
+    let (_, connack) = cloud.connect("reader", true).await;
+    assert!(!connack.session_present);
+    cloud.kill(&engine).await;
+    let mut cloud = Cloud::start(&engine).await;
+    cloud.connect("barrier", true).await;
+    let home = cloud.log.home_shard(HOME);
+    let limit = crate::engine::ScanLimit { entries: 100, bytes: 1 << 20 };
+    for kind in [b"s", b"u", b"q", b"i", b"r"] {
+        let left =
+            cloud.log.state_scan(home, log::StateSpace::Session, kind, None, limit).await.unwrap();
+        assert!(left.is_empty(), "{left:?}");
+    }
+    cloud.stop().await;
+}
