@@ -115,7 +115,7 @@ impl Model {
             changes: Vec::new(),
             effects: Vec::new(),
             wait: false,
-            eager: seed % 2 == 0,
+            eager: seed.is_multiple_of(2),
             fed: 0,
             fed_durable: 0,
             loads: VecDeque::new(),
