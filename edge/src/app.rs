@@ -32,7 +32,7 @@ use crate::{
     link::Address,
     listen,
     status::Status,
-    store::{self, Opened, Plan, Store},
+    store::{self, After, Opened, Plan, Store},
     uplink::Uplink,
 };
 
@@ -86,7 +86,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppErr
         edge_id: config.id.clone(),
         lanes: config.active_lanes(),
         settings: config.store.clone(),
-        suspect: false,
+        after: After::Start,
     };
     let opened = open(&plan, &status).await?;
     let shown =
@@ -103,12 +103,12 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppErr
         let ready = || say_ready(mqtt, admin_at, &config.id, &status);
         match run(&config, listener, opened, &status, &shown, &stop, ready).await {
             Err(AppError::Store(error))
-                if !stop.is_cancelled() && began.elapsed() > STEADY
-                    || status.store_reopened.get() == 0 =>
+                if !stop.is_cancelled()
+                    && (began.elapsed() > STEADY || status.store_reopened.get() == 0) =>
             {
                 tracing::error!(%error, "the store failed: opening it again");
                 status.store_reopened.add(1);
-                plan.suspect = error.is_corrupt();
+                plan.after = if error.is_corrupt() { After::Damage } else { After::Failure };
             }
             outcome => break outcome,
         }
@@ -184,8 +184,10 @@ async fn run(
     if timeout(PART_STOP, gone).await.is_err() {
         uplinks.abort_all();
     }
+    // Others only see that the store is closed; the writer knows why.
+    let failed = store.progress().borrow().failed.clone();
     close(store, threads).await;
-    outcome.and(rest)
+    failed.map_or(outcome.and(rest), |error| Err(AppError::Store(error)))
 }
 
 /// A part that ended although nobody asked it to.

@@ -38,7 +38,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tributary_shared::session::{SessionId, action::Change, event::LoadedEntry};
 
 pub use error::Error;
-pub use open::{Opened, Plan, open};
+pub use open::{After, Opened, Plan, open};
 pub use outbound::{Mark, OutboundRow};
 
 use crate::status::LaneStatus;

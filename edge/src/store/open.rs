@@ -45,8 +45,19 @@ pub struct Plan {
     pub lanes: Vec<lane::Settings>,
     /// The store's settings.
     pub settings: Settings,
-    /// The file failed while it was in use: look at all of it first.
-    pub suspect: bool,
+    /// What happened before.
+    pub after: After,
+}
+
+/// Why a store is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// The process starts.
+    Start,
+    /// A commit failed. What it left in the log may be seen and not be on the disk: it is written out first.
+    Failure,
+    /// SQLite called the file damaged: all of it is looked at first.
+    Damage,
 }
 
 /// An open store.
@@ -138,7 +149,10 @@ fn load(
     seed: u64,
 ) -> Result<(Connection, State, Restored), Error> {
     let db = connect(plan, path)?;
-    if plan.suspect {
+    if plan.after == After::Failure {
+        db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+    }
+    if plan.after == After::Damage {
         let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
         if verdict != "ok" {
             tracing::error!(verdict, "the store is damaged");

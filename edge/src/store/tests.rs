@@ -34,7 +34,7 @@ fn plan(dir: &Path) -> Plan {
             ..lane::Settings::default()
         }],
         settings,
-        suspect: false,
+        after: After::Start,
     }
 }
 
@@ -399,7 +399,7 @@ async fn a_damaged_file_is_put_aside_and_what_can_be_read_is_kept() {
     let middle = bytes.len() / 2 / 4096 * 4096;
     bytes[middle..middle + 3 * 4096].fill(0xA5);
     std::fs::write(&path, bytes).unwrap();
-    let again = Harness::open(&Plan { suspect: true, ..plan(dir.path()) });
+    let again = Harness::open(&Plan { after: After::Damage, ..plan(dir.path()) });
     assert_eq!(again.status.salvaged_files.get(), 1);
     let after = again.rows().await;
     assert!(after.len() > 180 && after.len() < 200, "{}", after.len());

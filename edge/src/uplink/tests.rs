@@ -30,7 +30,7 @@ use super::*;
 use crate::{
     lane,
     status::Status,
-    store::{self, Opened, Plan},
+    store::{self, After, Opened, Plan},
 };
 
 /// What the cloud does with one publish.
@@ -217,7 +217,7 @@ impl Edge {
             edge_id: "gw1".to_owned(),
             lanes: vec![lane::Settings::default()],
             settings: store::Settings { ballast_bytes: 0, ..store::Settings::default() },
-            suspect: false,
+            after: After::Start,
         };
         let opened = store::open(&plan, &status).unwrap();
         let settings = Settings {
