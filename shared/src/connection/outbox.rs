@@ -118,6 +118,9 @@ impl Outbox {
                 return Poll::Ready(false);
             }
             state.writer = Some(context.waker().clone());
+            // An idle connection holds no memory for messages.
+            state.queue = VecDeque::new();
+            *batch = VecDeque::new();
             return Poll::Pending;
         }
         mem::swap(&mut state.queue, batch);

@@ -8,8 +8,8 @@ use std::{
     future::{Future, poll_fn},
     io,
     pin::pin,
-    sync::atomic::{AtomicBool, AtomicU16, Ordering},
-    task::{Context as TaskContext, Poll},
+    sync::atomic::Ordering,
+    task::{Context as Task, Poll},
     time::Duration,
 };
 
@@ -20,11 +20,8 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Context, End, Incoming, Outbox, count};
-use crate::{
-    mqtt::{Packet, Reader},
-    session::event::ConnectionId,
-};
+use super::{Context, End, Incoming, count, run::Link};
+use crate::mqtt::{Packet, Reader};
 
 /// Packets in one message to the broker: bounds what 32 KiB of PINGREQs become in memory.
 pub(super) const BATCH: usize = 1_024;
@@ -39,164 +36,156 @@ thread_local! {
     static READ_CHUNK: RefCell<BytesMut> = RefCell::default();
 }
 
-/// What CONNACK settled, told by the writing side.
+/// The reading side.
 #[derive(Debug)]
-pub(super) struct Agreed {
-    /// CONNACK with success was sent.
-    pub(super) accepted: AtomicBool,
-    /// Seconds, 0 = off.
-    pub(super) keep_alive_s: AtomicU16,
+pub(super) struct Reading<R> {
+    pub(super) half: R,
+    pub(super) reader: Reader,
+    /// What came and is not yet taken.
+    pub(super) buffer: BytesMut,
 }
 
-/// Reads until the connection ends from the client's side.
-pub(super) async fn reading<R>(
-    mut half: R,
-    mut reader: Reader,
-    mut buffer: BytesMut,
-    connection: ConnectionId,
-    outbox: &Outbox,
-    agreed: &Agreed,
-    context: &Context,
-) -> End
-where
-    R: AsyncRead + Unpin,
-{
-    let mut last = Instant::now();
-    let mut alarm = pin!(sleep_until(last + UNTIL_CONNACK));
-    let mut armed = true;
-    loop {
-        if let Err(end) = forward(&mut reader, &mut buffer, connection, outbox, context).await {
-            return end;
-        }
+impl<R: AsyncRead + Unpin> Reading<R> {
+    /// Reads until the connection ends from the client's side.
+    pub(super) async fn run(&mut self, link: &Link<'_>) -> End {
+        let mut last = Instant::now();
+        let mut alarm = pin!(sleep_until(last + UNTIL_CONNACK));
+        let mut armed = true;
         loop {
-            let read = poll_fn(|task| poll_read(&mut half, task, &mut buffer));
-            let outcome = tokio::select! {
-                biased;
-                read = read => Some(read),
-                () = alarm.as_mut(), if armed => None,
-            };
-            match outcome {
-                Some(Ok(0) | Err(_)) => return End::Gone,
-                Some(Ok(bytes)) => {
-                    context.counters.bytes_in.fetch_add(bytes as u64, Ordering::Relaxed);
-                    last = Instant::now();
-                    break;
-                }
-                None => match next_alarm(agreed, last) {
-                    Some(due) if due <= Instant::now() => {
-                        count(&context.counters.keep_alive_timeouts);
-                        return End::KeepAlive;
+            if let Err(end) = self.forward(link).await {
+                return end;
+            }
+            loop {
+                let read = tokio::select! {
+                    biased;
+                    read = poll_fn(|task| self.poll_read(task)) => Some(read),
+                    () = alarm.as_mut(), if armed => None,
+                };
+                match read {
+                    Some(Ok(0) | Err(_)) => return End::Gone,
+                    Some(Ok(bytes)) => {
+                        link.context.counters.bytes_in.fetch_add(bytes as u64, Ordering::Relaxed);
+                        last = Instant::now();
+                        break;
                     }
-                    Some(due) => alarm.as_mut().reset(due),
-                    None => armed = false,
-                },
-            }
-        }
-    }
-}
-
-/// When to look again, or when the client is too late (MQTT-3.1.2-22: one and a half times the keep-alive).
-fn next_alarm(agreed: &Agreed, last: Instant) -> Option<Instant> {
-    if !agreed.accepted.load(Ordering::Acquire) {
-        return Some(Instant::now() + UNTIL_CONNACK);
-    }
-    let seconds = agreed.keep_alive_s.load(Ordering::Acquire);
-    (seconds > 0).then(|| last + Duration::from_millis(u64::from(seconds) * 1_500))
-}
-
-/// Hands every whole packet in `buffer` to the broker.
-async fn forward(
-    reader: &mut Reader,
-    buffer: &mut BytesMut,
-    connection: ConnectionId,
-    outbox: &Outbox,
-    context: &Context,
-) -> Result<(), End> {
-    loop {
-        let (packets, end) = parse(reader, buffer, context);
-        let more = packets.len() == BATCH;
-        if !packets.is_empty() {
-            // Also when it is empty: it would keep the chunk alive.
-            if !more {
-                *buffer = BytesMut::from(buffer.as_ref());
-            }
-            let packets = Incoming::Packets(connection, packets);
-            if let Err(packets) = send_at_once(packets, outbox, context) {
-                Box::pin(send_slowly(packets, outbox, context)).await?;
-            }
-        }
-        if let Some(end) = end {
-            return Err(end);
-        }
-        if !more {
-            return Ok(());
-        }
-    }
-}
-
-/// The next packets, at most [`BATCH`], and why there will be no more, if so.
-fn parse(
-    reader: &mut Reader,
-    buffer: &mut BytesMut,
-    context: &Context,
-) -> (Vec<Packet>, Option<End>) {
-    let mut packets = Vec::new();
-    let mut end = None;
-    while packets.len() < BATCH && end.is_none() {
-        match reader.read(buffer) {
-            Ok(Some(packet)) => {
-                if matches!(packet, Packet::Disconnect(_)) {
-                    end = Some(End::Gone);
+                    None => match next_alarm(link, last) {
+                        Some(due) if due <= Instant::now() => {
+                            count(&link.context.counters.keep_alive_timeouts);
+                            return End::KeepAlive;
+                        }
+                        Some(due) => alarm.as_mut().reset(due),
+                        None => armed = false,
+                    },
                 }
-                packets.push(packet);
-            }
-            Ok(None) => break,
-            Err(malformed) => {
-                count(&context.counters.malformed);
-                end = Some(End::Malformed(malformed));
             }
         }
     }
-    context.counters.packets_in.fetch_add(packets.len() as u64, Ordering::Relaxed);
-    (packets, end)
+
+    /// Hands every whole packet in the buffer to the broker.
+    async fn forward(&mut self, link: &Link<'_>) -> Result<(), End> {
+        loop {
+            let forwarded = self.forward_at_once(link)?;
+            if let Some(packets) = forwarded.waiting {
+                Box::pin(send_slowly(packets, link)).await?;
+            }
+            if let Some(end) = forwarded.end {
+                return Err(*end);
+            }
+            if !forwarded.more {
+                return Ok(());
+            }
+        }
+    }
+
+    fn forward_at_once(&mut self, link: &Link<'_>) -> Result<Forwarded, End> {
+        let (packets, end) = self.parse(link.context);
+        let more = packets.len() == BATCH && end.is_none();
+        let waiting = if packets.is_empty() {
+            None
+        } else {
+            if !more {
+                // Also when it is empty: it would keep the chunk alive.
+                self.buffer = BytesMut::from(self.buffer.as_ref());
+            }
+            send_at_once(Incoming::Packets(link.outbox.connection(), packets), link)?
+        };
+        Ok(Forwarded { waiting: waiting.map(Box::new), end: end.map(Box::new), more })
+    }
+
+    /// The next packets, at most [`BATCH`], and why there will be no more, if so.
+    fn parse(&mut self, context: &Context) -> (Vec<Packet>, Option<End>) {
+        let mut packets = Vec::new();
+        let mut end = None;
+        while packets.len() < BATCH && end.is_none() {
+            match self.reader.read(&mut self.buffer) {
+                Ok(Some(packet)) => {
+                    if matches!(packet, Packet::Disconnect(_)) {
+                        end = Some(End::Gone);
+                    }
+                    packets.push(packet);
+                }
+                Ok(None) => break,
+                Err(malformed) => {
+                    count(&context.counters.malformed);
+                    end = Some(End::Malformed(malformed));
+                }
+            }
+        }
+        context.counters.packets_in.fetch_add(packets.len() as u64, Ordering::Relaxed);
+        (packets, end)
+    }
+
+    /// One read: behind the part of a packet that is there, or into the thread's chunk.
+    fn poll_read(&mut self, task: &mut Task<'_>) -> Poll<io::Result<usize>> {
+        if !self.buffer.is_empty() {
+            // Doubling, never by what the packet says its length is.
+            self.buffer.reserve(self.buffer.len().clamp(LEAST, 1024 * 1024));
+            return pin!(self.half.read_buf(&mut self.buffer)).poll(task);
+        }
+        READ_CHUNK.with_borrow_mut(|chunk| {
+            if chunk.capacity() < LEAST {
+                chunk.reserve(CHUNK);
+            }
+            let read = pin!(self.half.read_buf(chunk)).poll(task);
+            if !chunk.is_empty() {
+                self.buffer = chunk.split();
+            }
+            read
+        })
+    }
+}
+
+/// What came of one batch of packets.
+struct Forwarded {
+    /// Not sent yet: the broker or the client is slow.
+    waiting: Option<Box<Incoming>>,
+    end: Option<Box<End>>,
+    /// The buffer may hold further packets.
+    more: bool,
 }
 
 /// Mostly there is room. Gives the packets back where there is something to wait for.
-fn send_at_once(packets: Incoming, outbox: &Outbox, context: &Context) -> Result<(), Incoming> {
-    if !outbox.has_room() {
-        return Err(packets);
+fn send_at_once(packets: Incoming, link: &Link<'_>) -> Result<Option<Incoming>, End> {
+    if !link.outbox.has_room() {
+        return Ok(Some(packets));
     }
-    context.handle.incoming.try_send(packets).map_err(TrySendError::into_inner)
+    match link.context.handle.incoming.try_send(packets) {
+        Ok(()) => Ok(None),
+        Err(TrySendError::Full(packets)) => Ok(Some(packets)),
+        Err(TrySendError::Closed(_)) => Err(End::Stopping),
+    }
 }
 
-/// Boxed by the caller: an idle connection has no room for this in its task.
-async fn send_slowly(packets: Incoming, outbox: &Outbox, context: &Context) -> Result<(), End> {
-    poll_fn(|task| outbox.poll_room(task)).await;
-    context.handle.incoming.send(packets).await.map_err(|_| End::Stopping)
+async fn send_slowly(packets: Box<Incoming>, link: &Link<'_>) -> Result<(), End> {
+    poll_fn(|task| link.outbox.poll_room(task)).await;
+    link.context.handle.incoming.send(*packets).await.map_err(|_| End::Stopping)
 }
 
-/// One read: behind the part of a packet that is there, or into the thread's chunk.
-fn poll_read<R>(
-    half: &mut R,
-    task: &mut TaskContext<'_>,
-    buffer: &mut BytesMut,
-) -> Poll<io::Result<usize>>
-where
-    R: AsyncRead + Unpin,
-{
-    if !buffer.is_empty() {
-        // Doubling, never by what the packet says its length is.
-        buffer.reserve(buffer.len().clamp(LEAST, 1024 * 1024));
-        return pin!(half.read_buf(buffer)).poll(task);
+/// When to look again, or when the client is too late (MQTT-3.1.2-22: one and a half times the keep-alive).
+fn next_alarm(link: &Link<'_>, last: Instant) -> Option<Instant> {
+    if !link.accepted.load(Ordering::Acquire) {
+        return Some(Instant::now() + UNTIL_CONNACK);
     }
-    READ_CHUNK.with_borrow_mut(|chunk| {
-        if chunk.capacity() < LEAST {
-            chunk.reserve(CHUNK);
-        }
-        let read = pin!(half.read_buf(chunk)).poll(task);
-        if !chunk.is_empty() {
-            *buffer = chunk.split();
-        }
-        read
-    })
+    let seconds = link.keep_alive_s.load(Ordering::Acquire);
+    (seconds > 0).then(|| last + Duration::from_millis(u64::from(seconds) * 1_500))
 }

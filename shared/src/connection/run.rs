@@ -1,20 +1,21 @@
 //! The life of one connection after its CONNECT.
 
 use std::{
+    future::Future,
     pin::pin,
     sync::atomic::{AtomicBool, AtomicU16, Ordering},
     time::Duration,
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf},
     time::timeout,
 };
 
 use super::{
     Context, Incoming, Opened, Outbox,
     handshake::say_goodbye,
-    reading::{Agreed, reading},
+    reading::Reading,
     writing::{Takes, writing},
 };
 use crate::{
@@ -60,56 +61,88 @@ impl End {
     }
 }
 
+/// What both directions of a connection know.
+#[derive(Debug)]
+pub(super) struct Link<'a> {
+    pub(super) context: &'a Context,
+    pub(super) outbox: Outbox,
+    pub(super) takes: Takes,
+    /// CONNACK with success was sent.
+    pub(super) accepted: AtomicBool,
+    /// Seconds, 0 = off: what CONNECT asked for, or CONNACK told.
+    pub(super) keep_alive_s: AtomicU16,
+}
+
 /// Serves a connection to its end, which the broker has been told when this returns. `peer`: who it is, established
 /// by the host from the CONNECT and the stream.
-pub async fn run<S>(opened: Opened<S>, peer: Peer, context: &Context) -> End
+///
+/// What happens once, or rarely, is boxed: the task of an idle connection is as large as its largest moment.
+pub fn run<S>(
+    opened: Opened<S>,
+    peer: Peer,
+    context: &Context,
+) -> impl Future<Output = End> + use<'_, S>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let connection = context.next_connection();
-    let outbox = Outbox::new(connection, &context.settings);
-    let takes = Takes::of(&opened.connect);
-    let agreed = Agreed {
-        accepted: AtomicBool::new(false),
-        keep_alive_s: AtomicU16::new(opened.connect.keep_alive),
-    };
     let Opened { stream, mut reader, buffer, connect } = opened;
-    let hello = Incoming::Connect { connection, connect, peer, outbox: outbox.clone() };
-    // Boxed, as all that happens once: a connection keeps its largest moment's size while it is idle.
-    if Box::pin(context.handle.incoming.send(hello)).await.is_err() {
-        return End::Stopping;
-    }
-    reader.set_maximum(context.packet_bytes);
-    let (mut read_half, mut write_half) = tokio::io::split(stream);
-    let end = {
-        let mut write = pin!(writing(&mut write_half, takes, &outbox, &agreed, context));
-        let read = reading(&mut read_half, reader, buffer, connection, &outbox, &agreed, context);
-        let end = tokio::select! {
-            biased;
-            () = context.stop.cancelled() => End::Stopping,
-            end = write.as_mut() => end,
-            end = read => end,
-        };
-        let accepted = agreed.accepted.load(Ordering::Acquire);
-        outbox.close_with(last_packet(&end, takes.version).filter(|_| accepted));
-        Box::pin(async {
-            let told = context.handle.incoming.send(Incoming::Closed(connection, end.reason()));
-            let flushed = async {
-                if end.is_ours() && end != End::Closed {
-                    // Late or not, the socket is closed next.
-                    let _ = timeout(LAST_WRITES, write).await;
-                }
-            };
-            // A broker that is gone needs no telling.
-            let _ = tokio::join!(told, flushed);
-        })
-        .await;
-        end
+    let connection = context.next_connection();
+    let link = Link {
+        context,
+        outbox: Outbox::new(connection, &context.settings),
+        takes: Takes::of(&connect),
+        accepted: AtomicBool::new(false),
+        keep_alive_s: AtomicU16::new(connect.keep_alive),
     };
-    tracing::debug!(connection = connection.0, ?end, "connection ended");
-    if end.is_ours() {
-        Box::pin(say_goodbye(&mut read_half.unsplit(write_half), &[])).await;
+    let outbox = link.outbox.clone();
+    let hello = Box::new(Incoming::Connect { connection, connect, peer, outbox });
+    reader.set_maximum(context.packet_bytes);
+    let (read_half, mut write_half) = tokio::io::split(stream);
+    let mut reading = Reading { half: read_half, reader, buffer };
+    async move {
+        if Box::pin(context.handle.incoming.send(*hello)).await.is_err() {
+            return End::Stopping;
+        }
+        let end = both(&link, &mut reading, &mut write_half).await;
+        tracing::debug!(connection = connection.0, ?end, "connection ended");
+        if end.is_ours() {
+            let stream = reading.half.unsplit(write_half);
+            Box::pin(async move { say_goodbye(&mut { stream }, &[]).await }).await;
+        }
+        end
     }
+}
+
+/// Both directions until one ends, then the end of the other.
+async fn both<S>(
+    link: &Link<'_>,
+    reading: &mut Reading<ReadHalf<S>>,
+    write_half: &mut WriteHalf<S>,
+) -> End
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut write = pin!(writing(write_half, link));
+    let end = tokio::select! {
+        biased;
+        () = link.context.stop.cancelled() => End::Stopping,
+        end = write.as_mut() => end,
+        end = reading.run(link) => end,
+    };
+    let accepted = link.accepted.load(Ordering::Acquire);
+    link.outbox.close_with(last_packet(&end, link.takes.version).filter(|_| accepted));
+    Box::pin(async {
+        let closed = Incoming::Closed(link.outbox.connection(), end.reason());
+        let flushed = async {
+            if end.is_ours() && end != End::Closed {
+                // Late or not, the socket is closed next.
+                let _ = timeout(LAST_WRITES, write).await;
+            }
+        };
+        // A broker that is gone needs no telling.
+        let _ = tokio::join!(link.context.handle.incoming.send(closed), flushed);
+    })
+    .await;
     end
 }
 

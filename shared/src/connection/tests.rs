@@ -392,5 +392,5 @@ async fn an_idle_connection_stays_small() {
     let opened = opening.await.unwrap();
     let serving = run(opened, Peer { principal: None, address: None }, &context);
     let serving_bytes = size_of_val(&serving);
-    assert!(serving_bytes <= 1_536 && opening_bytes <= 512, "{serving_bytes} {opening_bytes}");
+    assert!(serving_bytes <= 768 && opening_bytes <= 512, "{serving_bytes} {opening_bytes}");
 }

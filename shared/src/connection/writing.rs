@@ -16,7 +16,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Context, End, Incoming, Outbox, count, reading::Agreed};
+use super::{End, Incoming, count, run::Link};
 use crate::{
     mqtt::{
         Packet, PacketId, Qos, Reason, Version,
@@ -28,7 +28,7 @@ use crate::{
 
 /// Bytes that are encoded before they are written.
 const WRITE: usize = 64 * 1024;
-/// Buffers and queues larger than this are not kept.
+/// Buffers larger than this are not kept.
 const KEEP: usize = 2 * WRITE;
 
 thread_local! {
@@ -56,54 +56,105 @@ impl Takes {
 }
 
 /// Writes until the outbox is closed and empty, or the client takes no more.
-pub(super) async fn writing<W>(
-    half: &mut W,
-    takes: Takes,
-    outbox: &Outbox,
-    agreed: &Agreed,
-    context: &Context,
-) -> End
+pub(super) async fn writing<W>(half: &mut W, link: &Link<'_>) -> End
 where
     W: AsyncWrite + Unpin,
 {
-    let stall = Duration::from_millis(context.settings.write_stall_ms);
     let mut batch = VecDeque::new();
     loop {
-        if !poll_fn(|task| outbox.poll_take(task, &mut batch)).await {
+        if !poll_fn(|task| link.outbox.poll_take(task, &mut batch)).await {
             return End::Closed;
         }
         while !batch.is_empty() {
-            let mut output = Output::with_buffer(WRITE_BUFFER.take());
-            let undeliverable = encode(&mut batch, &mut output, takes, agreed, context);
-            if let Err(end) = flush(half, &mut output, stall, context).await {
+            let written = poll_fn(|task| Poll::Ready(write_some(half, &mut batch, link, task)));
+            if let Some(rest) = written.await
+                && let Err(end) = Box::pin(write_slowly(half, rest, link)).await
+            {
                 return end;
             }
-            let buffer = output.into_buffer();
-            if buffer.capacity() <= KEEP {
-                WRITE_BUFFER.set(buffer);
-            }
-            if !undeliverable.is_empty() {
-                let packets = Incoming::Packets(outbox.connection(), undeliverable);
-                if Box::pin(context.handle.incoming.send(packets)).await.is_err() {
-                    return End::Stopping;
-                }
-            }
         }
-        if batch.capacity() * size_of::<Outgoing>() > KEEP {
-            batch = VecDeque::new();
+    }
+}
+
+/// What one write left undone.
+struct Rest {
+    output: Output,
+    /// Answers in the client's name to messages that are too large for it.
+    undeliverable: Vec<Packet>,
+}
+
+/// Encodes and writes as much as the socket takes now. Mostly that is everything; else it gives back the rest.
+fn write_some<W>(
+    half: &mut W,
+    batch: &mut VecDeque<Outgoing>,
+    link: &Link<'_>,
+    task: &mut Task<'_>,
+) -> Option<Box<Rest>>
+where
+    W: AsyncWrite + Unpin,
+{
+    let mut output = Output::with_buffer(WRITE_BUFFER.take());
+    let undeliverable = encode(batch, &mut output, link);
+    output.seal();
+    link.context.counters.bytes_out.fetch_add(output.remaining() as u64, Ordering::Relaxed);
+    let mut flushed = false;
+    while !flushed {
+        let taken = if output.has_remaining() {
+            pin!(half.write_buf(&mut output)).poll(task).map(|written| matches!(written, Ok(1..)))
+        } else {
+            flushed = true;
+            Pin::new(&mut *half).poll_flush(task).map(|result| result.is_ok())
+        };
+        // A socket that failed says so again to whoever writes the rest.
+        if taken != Poll::Ready(true) {
+            return Some(Box::new(Rest { output, undeliverable }));
         }
+    }
+    keep(output);
+    if undeliverable.is_empty() {
+        return None;
+    }
+    Some(Box::new(Rest { output: Output::default(), undeliverable }))
+}
+
+/// The rest, as fast as the client takes it.
+async fn write_slowly<W>(half: &mut W, rest: Box<Rest>, link: &Link<'_>) -> Result<(), End>
+where
+    W: AsyncWrite + Unpin,
+{
+    let Rest { mut output, undeliverable } = *rest;
+    let stall = Duration::from_millis(link.context.settings.write_stall_ms);
+    let stalled = |_| {
+        count(&link.context.counters.stalled);
+        End::Stalled
+    };
+    while output.has_remaining() {
+        let written = timeout(stall, half.write_buf(&mut output)).await.map_err(stalled)?;
+        if !matches!(written, Ok(1..)) {
+            return Err(End::Gone);
+        }
+    }
+    timeout(stall, half.flush()).await.map_err(stalled)?.map_err(|_| End::Gone)?;
+    keep(output);
+    if undeliverable.is_empty() {
+        return Ok(());
+    }
+    let packets = Incoming::Packets(link.outbox.connection(), undeliverable);
+    link.context.handle.incoming.send(packets).await.map_err(|_| End::Stopping)
+}
+
+/// Keeps the empty buffer for the thread's next write.
+fn keep(output: Output) {
+    let buffer = output.into_buffer();
+    if buffer.capacity() <= KEEP {
+        WRITE_BUFFER.set(buffer);
     }
 }
 
 /// Encodes from the front of `batch` until a write is full. Returns answers in the client's name to messages that are too
 /// large for it: they count as delivered (MQTT-3.1.2-25).
-fn encode(
-    batch: &mut VecDeque<Outgoing>,
-    output: &mut Output,
-    takes: Takes,
-    agreed: &Agreed,
-    context: &Context,
-) -> Vec<Packet> {
+fn encode(batch: &mut VecDeque<Outgoing>, output: &mut Output, link: &Link<'_>) -> Vec<Packet> {
+    let takes = link.takes;
     let mut undeliverable = Vec::new();
     let mut packets = 0;
     while output.len() < WRITE
@@ -117,15 +168,15 @@ fn encode(
                 }
                 written
             }
-            Outgoing::Packet(packet) => encode_packet(*packet, takes, agreed, output),
+            Outgoing::Packet(packet) => encode_packet(*packet, link, output),
         };
         if written {
             packets += 1;
         } else {
-            count(&context.counters.too_large);
+            count(&link.context.counters.too_large);
         }
     }
-    context.counters.packets_out.fetch_add(packets, Ordering::Relaxed);
+    link.context.counters.packets_out.fetch_add(packets, Ordering::Relaxed);
     undeliverable
 }
 
@@ -146,14 +197,15 @@ fn give_up(packet_id: PacketId, qos: Qos) -> Packet {
     if qos == Qos::ExactlyOnce { Packet::PubRec(ack) } else { Packet::PubAck(ack) }
 }
 
-fn encode_packet(packet: Packet, takes: Takes, agreed: &Agreed, output: &mut Output) -> bool {
+fn encode_packet(packet: Packet, link: &Link<'_>, output: &mut Output) -> bool {
+    let takes = link.takes;
     if let Packet::ConnAck(connack) = &packet
         && !connack.reason.is_error()
     {
         if let Some(seconds) = connack.properties.server_keep_alive {
-            agreed.keep_alive_s.store(seconds, Ordering::Release);
+            link.keep_alive_s.store(seconds, Ordering::Release);
         }
-        agreed.accepted.store(true, Ordering::Release);
+        link.accepted.store(true, Ordering::Release);
     }
     let always = matches!(packet, Packet::ConnAck(_) | Packet::Disconnect(_) | Packet::Publish(_));
     let packet = if takes.problem_information || always {
@@ -162,58 +214,4 @@ fn encode_packet(packet: Packet, takes: Takes, agreed: &Agreed, output: &mut Out
         write::without_diagnostics(&packet, true).unwrap_or(packet)
     };
     write::write_limited(&packet, takes.version, takes.maximum, output.tail()).is_ok()
-}
-
-/// Writes all of `output`. Most is taken at once; only a slow client needs a timer, and room for one in the task.
-async fn flush<W>(
-    half: &mut W,
-    output: &mut Output,
-    stall: Duration,
-    context: &Context,
-) -> Result<(), End>
-where
-    W: AsyncWrite + Unpin,
-{
-    output.seal();
-    context.counters.bytes_out.fetch_add(output.remaining() as u64, Ordering::Relaxed);
-    match poll_fn(|task| Poll::Ready(poll_write(half, output, task))).await {
-        Poll::Ready(done) => done,
-        Poll::Pending => Box::pin(flush_slowly(half, output, stall, context)).await,
-    }
-}
-
-fn poll_write<W>(half: &mut W, output: &mut Output, task: &mut Task<'_>) -> Poll<Result<(), End>>
-where
-    W: AsyncWrite + Unpin,
-{
-    while output.has_remaining() {
-        match pin!(half.write_buf(output)).poll(task) {
-            Poll::Ready(Ok(1..)) => {}
-            Poll::Ready(_) => return Poll::Ready(Err(End::Gone)),
-            Poll::Pending => return Poll::Pending,
-        }
-    }
-    Pin::new(half).poll_flush(task).map_err(|_| End::Gone)
-}
-
-async fn flush_slowly<W>(
-    half: &mut W,
-    output: &mut Output,
-    stall: Duration,
-    context: &Context,
-) -> Result<(), End>
-where
-    W: AsyncWrite + Unpin,
-{
-    let stalled = |_| {
-        count(&context.counters.stalled);
-        End::Stalled
-    };
-    while output.has_remaining() {
-        let written = timeout(stall, half.write_buf(output)).await.map_err(stalled)?;
-        if !matches!(written, Ok(1..)) {
-            return Err(End::Gone);
-        }
-    }
-    timeout(stall, half.flush()).await.map_err(stalled)?.map_err(|_| End::Gone)
 }
