@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tributary_shared::net::{self, BindError, Exposed, Exposure, Gate, check_exposure};
 
 use crate::{
-    admin,
+    admin, amqp,
     bridge::Bridge,
     config::{Config, Listen},
     engine::{self, EngineError},
@@ -128,6 +128,13 @@ fn start(parts: &Parts, config: &Config, listeners: Listeners) -> JoinSet<String
     heads.spawn(async move {
         listening.await;
         "the MQTT listener ended".to_owned()
+    });
+
+    let settings = config.amqp.clone();
+    let (on, through, page, until) = (log.clone(), routing.clone(), status.clone(), stop.clone());
+    heads.spawn(async move {
+        let ended = amqp::serve(listeners.amqp, settings, on, through, &page, until).await;
+        said("AMQP", ended)
     });
 
     let groups = Groups::open(log.clone(), config.groups.clone(), stop.clone());

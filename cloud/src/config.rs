@@ -4,7 +4,7 @@
 
 use tributary_shared::{net, telemetry};
 
-use crate::{bridge, engine, group, kafka, log, mqtt, route::Rule};
+use crate::{amqp, bridge, engine, group, kafka, log, mqtt, route::Rule};
 
 tributary_shared::settings! {
     /// Addresses of the listeners. Port 0 picks a free one. Beyond loopback TLS and authentication are needed.
@@ -58,6 +58,8 @@ tributary_shared::settings! {
         pub mqtt: mqtt::Settings = mqtt::Settings::default(),
         /// Kafka: what clients are told, and limits.
         pub kafka: kafka::Settings = kafka::Settings::default(),
+        /// AMQP 0-9-1 head: what clients may negotiate and send.
+        pub amqp: amqp::Settings = amqp::Settings::default(),
         /// Consumer groups: time-outs, limits, how long offsets are kept.
         pub groups: group::Settings = group::Settings::default(),
         /// Which stream a topic's messages go to. The first match wins; what none takes goes to stream mqtt.messages.

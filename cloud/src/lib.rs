@@ -3,6 +3,7 @@
 //! Heads (`bridge`, `mqtt`, `kafka`, `amqp`) are siblings over `log`; `log` stands on `engine`. Heads never see each other.
 
 pub mod admin;
+pub mod amqp;
 pub mod app;
 pub mod bridge;
 pub mod config;
@@ -12,5 +13,6 @@ pub mod kafka;
 pub mod listen;
 pub mod log;
 pub mod mqtt;
+pub mod queue;
 pub mod route;
 pub mod status;

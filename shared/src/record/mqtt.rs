@@ -5,7 +5,7 @@
 //! properties as they came. `edge.id edge.lane edge.seq` are added where the edge is known. Values are text: `mqtt.qos` =
 //! `0` or `2` (QoS 1 needs no header), `mqtt.retain` = `true`, `mqtt.expiry` = seconds, `mqtt.payload_format` = `0` or `1`.
 //!
-//! A user property whose name starts with `mqtt.`, `edge.` or `user.` is stored with `user.` before it, so that nobody
+//! A user property whose name starts with `mqtt.`, `edge.`, `amqp.` or `user.` is stored with `user.` before it, so that nobody
 //! can pass one off as ours and every message comes back as it went in.
 //! Change here: what an MQTT message looks like to Kafka and AMQP. Not here: stream and partition (`route`).
 
@@ -40,7 +40,7 @@ pub mod header {
 }
 
 /// Names that start so are ours; a user's get [`USER`] before them.
-const OURS: [&str; 2] = ["mqtt.", "edge."];
+const OURS: [&str; 3] = ["mqtt.", "edge.", "amqp."];
 const USER: &str = "user.";
 /// Longest string and binary value in an MQTT packet (MQTT 5, 1.5.4 and 1.5.6).
 const MQTT_VALUE_MAX: usize = 65_535;
