@@ -17,6 +17,15 @@ use bytes::Bytes;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShardId(pub u16);
 
+/// Keys of this kind (first byte) are many, large and only appended: their second byte parts them further.
+pub const BUCKETED: u8 = b'R';
+
+/// How many leading bytes of a key name its segment. Engines may store each segment by itself: what is appended apart from
+/// what is overwritten. Part of the stored form: it never changes.
+pub fn segment_len(key: &[u8]) -> usize {
+    if key.first() == Some(&BUCKETED) { 2 } else { 1 }
+}
+
 /// One key-value change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Write {
@@ -88,7 +97,8 @@ tributary_shared::settings! {
     pub struct Settings {
         /// Shards of new data; 0 = 1 in a folder, 8 in a bucket. Fixed once the data is made; another number is refused.
         pub shards: u16 = 0,
-        /// How long writes are gathered before they are made durable, ms; 0 = 5 in a folder, 200 in a bucket.
+        /// How long writes are gathered before they are made durable, ms; 0 = in a folder not at all while the disk is idle, in a
+        /// bucket 200.
         pub flush_ms: u64 = 0,
         /// Size of a shard's in-memory table, MiB. Up to 8 times as much waits in memory when the store is slow.
         pub l0_mib: u32 = 16,

@@ -1,7 +1,9 @@
 //! The keys of a shard: kind first, then big-endian numbers, so that key order is the order of what they name.
 //!
 //! ```text
-//! R | partition u64 | last offset u64        a record batch. The LAST offset: a scan from X finds the batch that holds X
+//! R | bucket u8 | partition u64 | last offset u64
+//!                                            a record batch. The LAST offset: a scan from X finds the batch that holds X.
+//!                                            Buckets keep partitions apart in storage (`engine::segment_len`)
 //! I | partition u64 | base offset u64        where to look by time or size: about one a MiB of batches
 //! T | partition u64                          tail: start, next offset, sizes
 //! P | partition u64 | producer id i64        Kafka producer: epoch, last 5 batches
@@ -18,7 +20,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{Offset, PartitionId, StateSpace, StreamId};
 
-const RECORDS: u8 = b'R';
+const RECORDS: u8 = crate::engine::BUCKETED;
+
 const INDEX: u8 = b'I';
 const TAIL: u8 = b'T';
 const PRODUCER: u8 = b'P';
@@ -36,15 +39,23 @@ pub(super) enum ByOffset {
 }
 
 impl ByOffset {
-    fn kind(self) -> u8 {
+    fn prefix(self, partition: PartitionId) -> BytesMut {
+        let mut key = BytesMut::with_capacity(18);
         match self {
-            Self::Records => RECORDS,
-            Self::Index => INDEX,
+            Self::Records => {
+                key.put_u8(RECORDS);
+                key.put_u8(bucket(partition));
+            }
+            Self::Index => key.put_u8(INDEX),
         }
+        key.put_u64(partition.0);
+        key
     }
 
     pub(super) fn key(self, partition: PartitionId, offset: Offset) -> Bytes {
-        numbers(self.kind(), &[partition.0, offset as u64])
+        let mut key = self.prefix(partition);
+        key.put_i64(offset);
+        key.freeze()
     }
 
     /// Keys of offsets in `offsets`.
@@ -54,11 +65,23 @@ impl ByOffset {
 
     /// The offset in a key of this kind.
     pub(super) fn offset(self, key: &[u8]) -> Option<Offset> {
-        (key.len() == 17 && key.first() == Some(&self.kind()))
-            .then(|| read_u64(key, 9))
-            .flatten()
-            .map(|offset| offset as Offset)
+        let (kind, len) = match self {
+            Self::Records => (RECORDS, 18),
+            Self::Index => (INDEX, 17),
+        };
+        if key.len() != len || key.first() != Some(&kind) {
+            return None;
+        }
+        read_u64(key, len - 8).map(|offset| offset as Offset)
     }
+}
+
+/// Spreads streams and partitions that follow each other over the buckets, also
+/// those that share a shard.
+fn bucket(partition: PartitionId) -> u8 {
+    let stream = partition.stream().0.wrapping_mul(0x9e37_79b1);
+    let index = partition.index().wrapping_mul(0x91e1_0da5);
+    (stream.wrapping_add(index) >> 29) as u8
 }
 
 pub(super) fn tail(partition: PartitionId) -> Bytes {
@@ -240,6 +263,18 @@ mod tests {
         let keys: Vec<_> =
             [0, 1, 255, 256, 65_536, i64::MAX].map(|o| ByOffset::Records.key(P, o)).into();
         assert!(keys.is_sorted());
+    }
+
+    #[test]
+    fn few_partitions_share_no_bucket() {
+        let by_index: std::collections::BTreeSet<_> =
+            (0..8).map(|n| bucket(PartitionId::new(StreamId(1), n))).collect();
+        let by_stream: std::collections::BTreeSet<_> =
+            (1..9).map(|n| bucket(PartitionId::new(StreamId(n), 0))).collect();
+        assert!(by_index.len() >= 6 && by_stream.len() >= 6, "{by_index:?} {by_stream:?}");
+        // Stored: never to be changed.
+        assert_eq!(ByOffset::Records.key(P, 1)[..2], [b'R', bucket(P)]);
+        assert_eq!(bucket(P), 0);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::{
     fs::File,
     ops::Range,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -18,14 +19,16 @@ use bytes::Bytes;
 use slatedb::{
     CloseReason, Db, DbStatus, Error, ErrorKind, PrefixExtractor, PrefixTarget, SstBlockSize,
     WriteBatch,
-    config::{CloseOptions, ScanOptions, WriteOptions},
+    config::{CloseOptions, FlushOptions, FlushType, ScanOptions, WriteOptions},
     db_cache::{DbCache, SplitCache, moka::MokaCache, moka::MokaCacheOptions},
     object_store::ObjectStore,
 };
 use store::Store;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
-use super::{CommitId, Engine, EngineError, ScanLimit, Settings, Shard, ShardId, Write};
+use super::{
+    CommitId, Engine, EngineError, ScanLimit, Settings, Shard, ShardId, Write, segment_len,
+};
 
 /// Scans of at most this many bytes leave their blocks in the cache: marks and state, not a consumer that catches up.
 const CACHED_SCAN: usize = 64 * 1024;
@@ -112,7 +115,7 @@ impl Engine for SlateEngine {
         let db = Db::builder(path, Arc::clone(&self.store.objects))
             .with_settings(tuning::slate(self.store.medium, &self.settings))
             .with_sst_block_size(SstBlockSize::Block16Kib)
-            .with_segment_extractor(Arc::new(ByKind))
+            .with_segment_extractor(Arc::new(BySegment))
             .with_db_cache(Arc::clone(&self.cache), u64::from(shard.0))
             .build()
             .await
@@ -122,22 +125,24 @@ impl Engine for SlateEngine {
             *slot = Some(db.clone());
         }
         let status = db.subscribe();
-        Ok(Arc::new(SlateShard { id: shard, db, status, _lock: self.lock.clone() }))
+        let gap = tuning::flush_gap(self.store.medium, &self.settings);
+        let on_demand = gap.map(|gap| (gap, tokio::sync::Mutex::new(Instant::now())));
+        Ok(Arc::new(SlateShard { id: shard, db, status, on_demand, _lock: self.lock.clone() }))
     }
 }
 
-/// Keys of one kind (their first byte) are compacted by themselves: records, which are appended, apart from marks, which are
-/// overwritten. Fixed when a database is made.
-struct ByKind;
+/// Keys of one segment are compacted by themselves ([`segment_len`]). Fixed when a database is made.
+struct BySegment;
 
-impl PrefixExtractor for ByKind {
+impl PrefixExtractor for BySegment {
     fn name(&self) -> &'static str {
-        "kind"
+        "tributary-1"
     }
 
     fn prefix_len(&self, target: &PrefixTarget) -> Option<usize> {
         let (PrefixTarget::Point(bytes) | PrefixTarget::Prefix(bytes)) = target;
-        (!bytes.is_empty()).then_some(1)
+        let len = segment_len(bytes);
+        (bytes.len() >= len).then_some(len)
     }
 }
 
@@ -145,8 +150,32 @@ struct SlateShard {
     id: ShardId,
     db: Db,
     status: watch::Receiver<DbStatus>,
+    /// Flushes on demand, this far apart: when the next one may start.
+    on_demand: Option<(Duration, tokio::sync::Mutex<Instant>)>,
     /// The folder stays locked as long as anything of it is open.
     _lock: Option<Arc<File>>,
+}
+
+impl SlateShard {
+    /// Somebody waits for `commit`: flushes now instead of at the next interval, together with all that was written since.
+    async fn demand(&self, commit: CommitId) -> Result<(), EngineError> {
+        let Some((gap, next)) = &self.on_demand else { return Ok(()) };
+        let durable = || {
+            let status = self.status.borrow();
+            status.durable_seq >= commit.0 || status.close_reason.is_some()
+        };
+        if durable() {
+            return Ok(());
+        }
+        let mut next = next.lock().await;
+        tokio::time::sleep_until(*next).await;
+        if durable() {
+            return Ok(());
+        }
+        *next = Instant::now() + *gap;
+        let wal = FlushOptions { flush_type: FlushType::Wal };
+        self.db.flush_with_options(wal).await.map_err(|error| explain(self.id, &error))
+    }
 }
 
 #[async_trait]
@@ -167,6 +196,7 @@ impl Shard for SlateShard {
     }
 
     async fn durable(&self, commit: CommitId) -> Result<(), EngineError> {
+        self.demand(commit).await?;
         let mut status = self.status.clone();
         let reached = status
             .wait_for(|s| s.durable_seq >= commit.0 || s.close_reason.is_some())
