@@ -162,7 +162,7 @@ impl State {
         session.online = Some(Online {
             connection,
             version: connect.version,
-            window: window.min(self.settings.inflight_messages).max(1),
+            window: window.min(self.settings.inflight_messages),
             packet_bytes: connect.maximum_packet_size,
         });
         if session.stored {

@@ -88,7 +88,10 @@ pub struct Stats {
 impl State {
     /// A broker that goes on from what was stored. Sessions without a connection end are taken as disconnected now.
     /// Call [`State::decide`] with [`Event::Tick`] first: it stores that and says when to wake.
-    pub fn new(settings: Settings, fanout: Fanout, restored: Restored, now: Now) -> Self {
+    pub fn new(mut settings: Settings, fanout: Fanout, restored: Restored, now: Now) -> Self {
+        // 0 would be illegal in CONNACK, or a broker that delivers nothing.
+        settings.receive_maximum = settings.receive_maximum.max(1);
+        settings.inflight_messages = settings.inflight_messages.max(1);
         let mut state = Self {
             settings,
             fanout,
