@@ -6,7 +6,7 @@ use bytestring::ByteString;
 
 use crate::{
     message::{Message, MessageRef},
-    mqtt::packet::{Connect, Packet, Publish, Reason},
+    mqtt::packet::{Connect, Packet, Publish, Reason, Subscribe},
 };
 
 /// A network connection, unique for the life of the process.
@@ -63,6 +63,16 @@ pub enum Event {
         publish: Box<Publish>,
         /// Why: 0x80 and above.
         reason: Reason,
+    },
+    /// A SUBSCRIBE of which the host does not grant every filter (rights). Each is answered by itself; before version 5 all
+    /// refusals are 0x80.
+    RefusedFilters {
+        /// Connection it came on.
+        connection: ConnectionId,
+        /// The packet.
+        subscribe: Box<Subscribe>,
+        /// For each filter, in order, why not (0x80 and above), or `None`: granted, as are filters beyond the end.
+        refused: Vec<Option<Reason>>,
     },
     /// The socket is gone or must go; DISCONNECT itself arrives as a packet. The will is due unless that said otherwise.
     Closed {

@@ -124,6 +124,10 @@ impl State {
                 self.heard(connection, now);
                 self.publish(connection, *publish, Some(reason), now, out);
             }
+            Event::RefusedFilters { connection, subscribe, refused } => {
+                self.heard(connection, now);
+                self.subscribe(connection, *subscribe, &refused, now, out);
+            }
             Event::Closed { connection, reason: Some(reason) } => {
                 self.fault(connection, reason, now, out);
             }
@@ -160,7 +164,7 @@ impl State {
             Packet::PubRec(ack) => self.received(connection, &ack, now, out),
             Packet::PubRel(ack) => self.release(connection, ack.packet_id, out),
             Packet::PubComp(ack) => self.completed(connection, ack.packet_id, now, out),
-            Packet::Subscribe(subscribe) => self.subscribe(connection, subscribe, now, out),
+            Packet::Subscribe(subscribe) => self.subscribe(connection, subscribe, &[], now, out),
             Packet::Unsubscribe(unsubscribe) => self.unsubscribe(connection, unsubscribe, now, out),
             Packet::PingReq => {
                 if self.connections.contains_key(&connection) {

@@ -18,10 +18,12 @@ use crate::{
 const FILTERS: usize = 64;
 
 impl State {
+    /// SUBSCRIBE; `refused`: what the host does not grant, by filter.
     pub(super) fn subscribe(
         &mut self,
         connection: ConnectionId,
         subscribe: Subscribe,
+        refused: &[Option<Reason>],
         now: Now,
         out: &mut Decision,
     ) {
@@ -35,10 +37,10 @@ impl State {
         }
         let mut reasons = Vec::with_capacity(subscribe.filters.len());
         for (at, one) in subscribe.filters.into_iter().enumerate() {
-            let outcome = if at < FILTERS {
-                self.subscribe_one(id, one, subscribe.subscription_id, out)
-            } else {
-                Err(Reason::QUOTA_EXCEEDED)
+            let outcome = match refused.get(at).copied().flatten() {
+                Some(reason) => Err(reason),
+                None if at >= FILTERS => Err(Reason::QUOTA_EXCEEDED),
+                None => self.subscribe_one(id, one, subscribe.subscription_id, out),
             };
             reasons.push(match outcome {
                 Ok(qos) => Reason(qos as u8),

@@ -2,7 +2,7 @@
 
 use super::world::*;
 use crate::{
-    mqtt::packet::{Connect, SubscriptionOptions},
+    mqtt::packet::{Connect, Reason, Subscribe, SubscribeFilter, SubscriptionOptions},
     session::{Event, Fanout, Settings},
 };
 
@@ -26,6 +26,26 @@ fn each_filter_is_answered_by_itself() {
         w.subscribe_with(client, &filters, None);
         w.expect(client, &[line]);
         assert_eq!(w.state.stats().subscriptions, 3);
+    }
+}
+
+#[test]
+fn filters_that_the_host_refuses_are_answered_by_themselves() {
+    for (connect, line) in [(v5("c"), "SUBACK 1 00 87 00"), (v311("c", true), "SUBACK 1 00 80 00")]
+    {
+        let mut w = world();
+        let connection = w.join(connect);
+        let filter = |filter: &str| SubscribeFilter { filter: filter.into(), options: options(Q0) };
+        let subscribe = Box::new(Subscribe {
+            packet_id: id(1),
+            filters: ["a", "secret", "b"].map(filter).into(),
+            subscription_id: None,
+            user_properties: Vec::new(),
+        });
+        let refused = vec![None, Some(Reason::NOT_AUTHORIZED)];
+        w.event(Event::RefusedFilters { connection, subscribe, refused });
+        w.expect(connection, &[line]);
+        assert_eq!(w.state.stats().subscriptions, 2);
     }
 }
 
