@@ -14,7 +14,10 @@ use std::{
 
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
-use tributary_shared::net::{self, BindError, Exposed, Exposure, Gate, check_exposure};
+use tributary_shared::{
+    net::{self, BindError, Exposed, Exposure, Gate, check_exposure},
+    tasks,
+};
 
 use crate::{
     admin, amqp,
@@ -88,6 +91,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppErr
     say(&ready);
     let outcome = tokio::select! {
         () = stop.cancelled() => Ok(()),
+        failure = tasks::failed() => Err(AppError::Part(failure.to_string())),
         Some(ended) = heads.join_next() => Err(AppError::Part(match ended {
             Ok(why) => why,
             Err(error) => error.to_string(),

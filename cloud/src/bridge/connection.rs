@@ -43,6 +43,8 @@ const OTHER_REPLIES: usize = 16;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// After the last packet was read, this long for the answers that are on their way.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a peer may take to read why it is closed.
+const GOODBYE: Duration = Duration::from_millis(500);
 
 /// What the writer does next, in order.
 enum Reply {
@@ -89,12 +91,13 @@ impl Connection {
         let (replies, queue) = mpsc::channel(messages + OTHER_REPLIES);
         let traffic = self.registration.traffic.clone();
         let mut writer = std::pin::pin!(write_replies(output, queue, traffic));
-        let read = async move {
+        let read = async {
             let end = self.read(&mut input, reader, buffer, &replies).await;
             if let Some(reason) = end {
                 // The writer may be gone; then nobody needs to be told.
                 let _ = replies.send(Reply::Last(reason)).await;
             }
+            drop(replies);
         };
         tokio::select! {
             () = read => {
@@ -103,6 +106,9 @@ impl Connection {
             }
             () = &mut writer => {}
         }
+        // Closing with bytes unread would reset the connection and take the last answers with it.
+        let rest = async { while matches!(input.read(&mut [0; 1024]).await, Ok(1..)) {} };
+        let _ = timeout(GOODBYE, rest).await;
     }
 
     /// Reads until the end; `Some`: what to say in DISCONNECT.
