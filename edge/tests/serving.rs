@@ -1,5 +1,11 @@
 //! The edge as its users meet it: a process, its ports, its exit codes.
-#![allow(missing_docs)]
+#![allow(missing_docs, reason = "a test program")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that fails, fails"
+)]
 
 mod common;
 

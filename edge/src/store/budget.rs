@@ -17,10 +17,12 @@ use crate::lane::Policy;
 /// Why rows were given up, as the cloud reads it.
 const REASON: &str = "over budget";
 
-/// From here on only what was promised an acknowledgement is kept (`drop_qos0_first`).
+/// From here on QoS 0, which nobody was promised anything for, is no longer kept.
 pub(super) fn only_acked(lane: &LaneState) -> bool {
-    lane.info.settings.as_ref().is_some_and(|settings| {
-        settings.policy == Policy::DropQos0First && lane.bytes >= settings.budget_bytes / 10 * 9
+    lane.info.settings.as_ref().is_some_and(|settings| match settings.policy {
+        Policy::DropOldest => false,
+        Policy::DropQos0First => lane.bytes >= settings.budget_bytes / 10 * 9,
+        Policy::Refuse => lane.bytes >= settings.budget_bytes,
     })
 }
 

@@ -267,19 +267,37 @@ impl<'a> Group<'a> {
         Ok(())
     }
 
-    /// Declares `n` sequences of a lane as given up, after all that was appended.
+    /// Declares `n` sequences of a lane as given up, after all that was appended. A gap that is the lane's last row
+    /// grows instead: a full lane is not to fill with gaps.
     fn append_gap(&mut self, lane: u16, n: u64, reason: &str) -> Result<(), Error> {
         let id = self.state.next_id(lane);
         let Some(lane) = self.state.lane(lane) else { return Ok(()) };
         let (epoch, s) = (epoch_of(lane)?, lane.next_seq);
         lane.next_seq += n;
-        lane.appended(id, 0, ROW_BYTES);
         lane.info.status.given_up.add(n);
+        let grown = self
+            .db
+            .prepare_cached(
+                "UPDATE batch SET n = n + ?4 WHERE id = ?1 AND epoch = ?2 AND s + n = ?3 AND reason = ?5",
+            )?
+            .execute((lane.upto as i64, epoch, s as i64, n as i64, reason))?;
+        if grown == 1 {
+            return Ok(());
+        }
+        lane.appended(id, 0, ROW_BYTES);
         self.db
             .prepare_cached(
                 "INSERT INTO batch(id, epoch, s, n, bytes, made_ms, reason) VALUES(?1,?2,?3,?4,?5,?6,?7)",
             )?
-            .execute((id as i64, epoch, s as i64, n as i64, ROW_BYTES as i64, 0_i64, reason))?;
+            .execute((
+                id as i64,
+                epoch,
+                s as i64,
+                n as i64,
+                ROW_BYTES as i64,
+                tributary_shared::clock::wall_ms(),
+                reason,
+            ))?;
         Ok(())
     }
 

@@ -6,7 +6,7 @@
 //! The lane's order is the order of its rows. What the cloud expects of an epoch starts with CONNACK's `expect`, follows
 //! what is sent, and is corrected by 0x83; without an `expect` the local mark counts. After any answer but yes, sending
 //! stops until all that is under way is answered, then starts again after the confirmed row: nothing overtakes.
-//! An unanswered upload ends the connection after `ack_timeout_ms`. Memory is the window, whatever the backlog.
+//! No answer for `ack_timeout_ms` ends the connection. Memory is the window, whatever the backlog.
 //!
 //! In: rows of [`Store`]. Out: marks to it. Change here: when to send, resend, wait. Not here: MQTT (`link`), what a row
 //! becomes on the wire (`plan`).
@@ -44,7 +44,7 @@ tributary_shared::settings! {
         pub window_batches: usize = 16 => 1..=512,
         /// Bytes of such batches; one batch is always allowed.
         pub window_bytes: usize = 1024 * 1024 => 4096..=67_108_864,
-        /// Milliseconds the cloud may take to confirm a batch; then the connection is given up.
+        /// Milliseconds the cloud may take for the next confirmation; then the connection is given up.
         pub ack_timeout_ms: u64 = 30_000 => 100..=600_000,
         /// Milliseconds from dialling to CONNACK.
         pub connect_timeout_ms: u64 = 10_000 => 100..=600_000,
@@ -165,6 +165,7 @@ impl Uplink {
             cursor: self.confirmed,
             exhausted: None,
             next_token: 0,
+            heard: Instant::now(),
             drain: None,
             rewinds: 0,
             limit: self.settings.window_batches.min(welcome.receive_maximum),
@@ -214,6 +215,8 @@ struct Connection<'a> {
     /// Nothing is stored after the cursor, as of this commit.
     exhausted: Option<u64>,
     next_token: u64,
+    /// Of the last answer: on a slow line a window takes longer than one answer may.
+    heard: Instant,
     drain: Option<Drain>,
     rewinds: u32,
     limit: usize,
@@ -241,7 +244,8 @@ impl Connection<'_> {
                 return end;
             }
             let timeout = Duration::from_millis(self.up.settings.ack_timeout_ms);
-            let late = self.window.oldest_unanswered().map(|entry| entry.sent + timeout);
+            let late = self.window.oldest_unanswered();
+            let late = late.map(|entry| entry.sent.max(self.heard) + timeout);
             let tell = self.mark.is_some().then(|| self.told + MARK_EVERY);
             tokio::select! {
                 () = stop.cancelled() => return End::Stopped,
@@ -361,6 +365,7 @@ impl Connection<'_> {
         match report {
             Report::Answered(token, answer) => {
                 let epoch = self.window.answer(token, answer);
+                self.heard = Instant::now();
                 match answer {
                     Answer::Done => self.confirm(),
                     Answer::Expected(next) => {

@@ -1,5 +1,11 @@
 //! The edge as a process, and a blocking MQTT client that shows every packet.
 #![allow(missing_docs, unreachable_pub, dead_code, reason = "shared by test programs")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that fails, fails"
+)]
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -140,7 +146,7 @@ impl Client {
             if let Some(packet) = self.reader.read(&mut self.input).unwrap() {
                 return packet;
             }
-            let mut bytes = [0; 65536];
+            let mut bytes = [0; 16 * 1024];
             let read = self.stream.read(&mut bytes).unwrap();
             assert!(read > 0, "closed by the edge");
             self.input.extend_from_slice(&bytes[..read]);
