@@ -3,10 +3,10 @@
 //! In: a checked batch and the routes. Out: appends that all live in the edge's home shard, so that they are one commit.
 //! Change here: what is re-encoded. Not here: rules (`route`), checks of the upload (`upload`).
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
 use tributary_shared::{
-    record::{Batch, BatchBuilder, Compression, Header, Record},
+    record::{Batch, BatchBuilder, BatchError, Compression, Header, RawRecord, Record, Unpacked},
     topic,
 };
 
@@ -17,7 +17,7 @@ use super::{
 use crate::{
     engine::ShardId,
     log::{Append, Log, LogError, PartitionId},
-    route::{PartitionRule, Routing, TOPIC_HEADER, Target},
+    route::{Routing, TOPIC_HEADER, Target},
 };
 
 /// Header of a gap record: its value is the reason.
@@ -34,22 +34,33 @@ pub(super) struct Divider<'a> {
 }
 
 impl Divider<'_> {
-    /// The appends of `batch`.
+    /// The appends of `batch`. Every record in it is looked at: what is stored must be readable.
     pub(super) async fn batch(&self, batch: Batch) -> Result<Vec<Append>, Answer> {
-        let records = batch.records(self.unpacked_max).map_err(Refusal::Batch)?;
+        let unpacked = batch.unpack(self.unpacked_max).map_err(Refusal::Batch)?;
         let routes = self.routing.current();
-        let mut shares = Shares::default();
-        for (index, mut record) in records.into_iter().enumerate() {
-            let topic = topic_of(&record).ok_or(Refusal::RecordTopic(index))?.to_owned();
-            let target = routes.target(&topic);
-            let partition = self.partition(&mut shares, &target, &topic).await?;
-            if target.key.is_some() {
-                target.set_key(&mut record, &topic);
-                shares.rewritten = true;
+        let base = batch.header().base_offset;
+        let mut plan = Plan::default();
+        let mut topics: HashMap<&str, usize> = HashMap::new();
+        for (index, raw) in unpacked.iter().enumerate() {
+            let raw = raw.map_err(Refusal::Batch)?;
+            if raw.offset != base + index as i64 {
+                return Err(Refusal::RecordOffset(index).into());
             }
-            shares.push(partition, record);
+            let topic = topic_of(&raw).map_err(Refusal::Batch)?;
+            let topic = topic.ok_or(Refusal::RecordTopic(index))?;
+            let place = if let Some(place) = topics.get(topic) {
+                *place
+            } else {
+                let target = routes.target(topic);
+                let partition = self.partition(&target, topic).await?;
+                *topics.entry(topic).or_insert(plan.add(partition, target, topic))
+            };
+            plan.records.push(place);
         }
-        Ok(shares.into_appends(batch)?)
+        if let ([partition], false) = (plan.partitions.as_slice(), plan.rewrites) {
+            return Ok(vec![Append { partition: *partition, batch }]);
+        }
+        Ok(plan.split(&batch, &unpacked).map_err(Refusal::Batch)?)
     }
 
     /// The record that says that `mark` will never come. It goes where the topic `tributary/{edge}/gap/{lane}` goes.
@@ -63,7 +74,7 @@ impl Divider<'_> {
         let topic = format!("tributary/{}/gap/{lane}", self.edge);
         let target = self.routing.current().target(&topic);
         let mut record = gap_record(self.edge, lane, mark, reason, now_ms);
-        let partition = self.partition(&mut Shares::default(), &target, &topic).await?;
+        let partition = self.partition(&target, &topic).await?;
         target.set_key(&mut record, &topic);
         let mut builder = BatchBuilder::new();
         builder.push(&record);
@@ -71,16 +82,7 @@ impl Divider<'_> {
         Ok(vec![Append { partition, batch: batch.map_err(Refusal::Batch)? }])
     }
 
-    async fn partition(
-        &self,
-        shares: &mut Shares,
-        target: &Target,
-        topic: &str,
-    ) -> Result<PartitionId, Answer> {
-        let by_edge = target.rule == PartitionRule::Edge;
-        if let Some(partition) = shares.known.get(&target.stream).filter(|_| by_edge) {
-            return Ok(*partition);
-        }
+    async fn partition(&self, target: &Target, topic: &str) -> Result<PartitionId, Answer> {
         let key = target.key.as_deref().unwrap_or(topic.as_bytes());
         let place = self.routing.place_from_edge(self.log, self.edge, target, key).await?;
         if place.shard != self.home {
@@ -92,57 +94,69 @@ impl Divider<'_> {
             );
             return Err(LogError::NotOwner.into());
         }
-        if by_edge {
-            shares.known.insert(target.stream.clone(), place.partition);
-        }
         Ok(place.partition)
     }
 }
 
-/// The records of one batch by partition, in the order they came.
+/// Which record of a batch goes where.
 #[derive(Default)]
-struct Shares {
-    /// Partition of each stream under the `edge` rule.
-    known: HashMap<Arc<str>, PartitionId>,
-    /// Index into `parts`.
-    index: HashMap<PartitionId, usize>,
-    parts: Vec<(PartitionId, Vec<Record>)>,
-    /// A record is not as it came.
-    rewritten: bool,
+struct Plan {
+    /// In the order they were met.
+    partitions: Vec<PartitionId>,
+    /// One a topic: index into `partitions`, and what the records' key becomes.
+    places: Vec<(usize, Target, String)>,
+    /// One a record: index into `places`.
+    records: Vec<usize>,
+    /// Some keys change.
+    rewrites: bool,
 }
 
-impl Shares {
-    fn push(&mut self, partition: PartitionId, record: Record) {
-        let index = *self.index.entry(partition).or_insert_with(|| {
-            self.parts.push((partition, Vec::new()));
-            self.parts.len() - 1
+impl Plan {
+    /// A topic met for the first time; returns its place.
+    fn add(&mut self, partition: PartitionId, target: Target, topic: &str) -> usize {
+        let known = self.partitions.iter().position(|known| *known == partition);
+        let index = known.unwrap_or_else(|| {
+            self.partitions.push(partition);
+            self.partitions.len() - 1
         });
-        if let Some((_, records)) = self.parts.get_mut(index) {
-            records.push(record);
-        }
+        self.rewrites |= target.key.is_some();
+        self.places.push((index, target, topic.to_owned()));
+        self.places.len() - 1
     }
 
-    fn into_appends(self, batch: Batch) -> Result<Vec<Append>, Refusal> {
-        if let ([(partition, _)], false) = (self.parts.as_slice(), self.rewritten) {
-            return Ok(vec![Append { partition: *partition, batch }]);
+    fn split(self, batch: &Batch, unpacked: &Unpacked) -> Result<Vec<Append>, BatchError> {
+        let mut builders: Vec<_> = self.partitions.iter().map(|_| BatchBuilder::new()).collect();
+        for (raw, place) in unpacked.iter().zip(&self.records) {
+            let mut record = unpacked.record(&raw?)?;
+            let Some((index, target, topic)) = self.places.get(*place) else { continue };
+            if target.key.is_some() {
+                target.set_key(&mut record, topic);
+            }
+            if let Some(builder) = builders.get_mut(*index) {
+                builder.push(&record);
+            }
         }
         let compression = batch.compression()?;
-        let mut appends = Vec::with_capacity(self.parts.len());
-        for (partition, records) in self.parts {
-            let mut builder = BatchBuilder::new();
-            for record in &records {
-                builder.push(record);
-            }
-            appends.push(Append { partition, batch: builder.finish(compression, None)? });
-        }
-        Ok(appends)
+        let built = self.partitions.into_iter().zip(builders);
+        built
+            .map(|(partition, builder)| {
+                Ok(Append { partition, batch: builder.finish(compression, None)? })
+            })
+            .collect()
     }
 }
 
-/// The MQTT topic of a record from an edge.
-fn topic_of(record: &Record) -> Option<&str> {
-    let bytes = record.header(TOPIC_HEADER).or(record.key.as_ref())?;
-    std::str::from_utf8(bytes).ok().filter(|name| topic::is_legal_name(name))
+/// The MQTT topic of a record from an edge; all its headers are read for it.
+fn topic_of<'a>(raw: &RawRecord<'a>) -> Result<Option<&'a str>, BatchError> {
+    let mut named = None;
+    for header in raw.headers() {
+        let (name, value) = header?;
+        if named.is_none() && name == TOPIC_HEADER.as_bytes() {
+            named = value;
+        }
+    }
+    let name = named.or(raw.key).and_then(|bytes| std::str::from_utf8(bytes).ok());
+    Ok(name.filter(|name| topic::is_legal_name(name)))
 }
 
 fn gap_record(edge: &str, lane: &str, mark: Mark, reason: &str, now_ms: i64) -> Record {

@@ -75,6 +75,8 @@ pub(super) enum Refusal {
     Producer,
     #[error("attributes {0:#06x} are not an edge's to set")]
     Attributes(i16),
+    #[error("record {0} has an offset that is not its place")]
+    RecordOffset(usize),
     #[error("record {0} has no legal topic as key or in header mqtt.topic")]
     RecordTopic(usize),
 }
