@@ -49,11 +49,9 @@ impl Reader {
         let deadline = std::time::Instant::now() + timeout;
         loop {
             let left = deadline.saturating_duration_since(std::time::Instant::now());
-            match self.consumer.poll(left) {
-                Some(Ok(message)) => return Some(message.detach()),
-                // Broker down and the like: librdkafka goes on by itself.
-                Some(Err(_)) => {}
-                None => return None,
+            // Errors (broker down and the like) and other events: librdkafka goes on by itself.
+            if let Some(Ok(message)) = self.consumer.poll(left) {
+                return Some(message.detach());
             }
             if left.is_zero() {
                 return None;

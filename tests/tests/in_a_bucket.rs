@@ -54,7 +54,7 @@ async fn a_killed_cloud_finds_everything_in_the_bucket() {
     tokio::task::spawn_blocking(move || {
         let folder = tempfile::tempdir().expect("folder");
         let cloud = Cloud::start_in_bucket(server, "killed");
-        let quick = ["--set", "uplink.reconnect_min_ms=50", "--set", "uplink.reconnect_max_ms=500"];
+        let quick = ["--set", "uplink.backoff_min_ms=50", "--set", "uplink.backoff_max_ms=500"];
         let edge = Edge::start_with(folder.path(), "gw1", Some(cloud.mqtt), &quick);
         let mut checker = Checker::default();
         let mut device = Device::connect(edge.mqtt, "d").expect("connect");

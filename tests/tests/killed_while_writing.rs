@@ -54,7 +54,7 @@ fn run(
     let folder = tempfile::tempdir().expect("folder");
     let mut cloud = Cloud::start(&folder.path().join("cloud"));
     let edge_folder = folder.path().join("edge");
-    let quick = ["--set", "uplink.reconnect_min_ms=50", "--set", "uplink.reconnect_max_ms=500"];
+    let quick = ["--set", "uplink.backoff_min_ms=50", "--set", "uplink.backoff_max_ms=500"];
     let mut edge = Edge::start_with(&edge_folder, "gw1", Some(cloud.mqtt), &quick);
     let checker = Arc::new(Mutex::new(Checker::default()));
     let stop = Arc::new(AtomicBool::new(false));

@@ -15,7 +15,7 @@ use tributary_tests::{
 fn a_backlog_arrives_once_and_in_order_after_an_outage_and_an_edge_restart() {
     let folder = tempfile::tempdir().expect("folder");
     let mut cloud = Cloud::start(&folder.path().join("cloud"));
-    let quick = ["--set", "uplink.reconnect_min_ms=50", "--set", "uplink.reconnect_max_ms=500"];
+    let quick = ["--set", "uplink.backoff_min_ms=50", "--set", "uplink.backoff_max_ms=500"];
     let edge = Edge::start_with(&folder.path().join("edge"), "gw1", Some(cloud.mqtt), &quick);
     cloud.process.kill();
     let mut checker = Checker::default();
