@@ -11,15 +11,19 @@
 )]
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::mpsc,
     time::Duration,
 };
 
-use rdkafka::Message as _;
+use rdkafka::{
+    ClientConfig, ClientContext, Message as _,
+    producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext},
+};
 use serde_json::Value;
 use tributary_tests::{Cloud, kafka::Reader};
 
@@ -225,4 +229,83 @@ fn kcat_lists_produces_and_consumes_in_a_group() {
     assert_eq!(read.lines().map(str::to_owned).collect::<BTreeSet<_>>(), sent);
     // The group has read it all.
     assert_eq!(kcat(&arguments, "").unwrap(), "");
+}
+
+/// Tells of every delivery.
+struct Deliveries(mpsc::SyncSender<Result<(), String>>);
+
+impl ClientContext for Deliveries {}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, delivered: &DeliveryResult<'_>, (): ()) {
+        let told = delivered.as_ref().map(|_| ()).map_err(|(error, _)| error.to_string());
+        let _ = self.0.send(told);
+    }
+}
+
+/// Sends `0..count` in order, each partition its own numbers, idempotently.
+fn produce_numbers(
+    kafka: SocketAddr,
+    partitions: i32,
+    count: usize,
+    told: mpsc::SyncSender<Result<(), String>>,
+) {
+    let producer: BaseProducer<Deliveries> = ClientConfig::new()
+        .set("bootstrap.servers", kafka.to_string())
+        .set("enable.idempotence", "true")
+        .set("linger.ms", "1")
+        .set("batch.num.messages", "50")
+        .set("reconnect.backoff.max.ms", "200")
+        .create_with_context(Deliveries(told))
+        .unwrap();
+    for number in 0..count {
+        let text = number.to_string();
+        let partition = number as i32 % partitions;
+        let mut record = BaseRecord::<(), str>::to(TOPIC).payload(&text).partition(partition);
+        // A full queue empties while we poll.
+        while let Err((_, back)) = producer.send(record) {
+            record = back;
+            producer.poll(Duration::from_millis(10));
+        }
+        producer.poll(Duration::ZERO);
+    }
+    producer.flush(Duration::from_secs(60)).unwrap();
+}
+
+#[test]
+fn an_idempotent_producer_loses_and_repeats_nothing_through_kills() {
+    const COUNT: usize = 40_000;
+    const PARTITIONS: i32 = 3;
+    let folder = tempfile::tempdir().unwrap();
+    let data = format!("file://{}", folder.path().display());
+    let defaults = format!("log.default_partitions={PARTITIONS}");
+    let mut cloud = Cloud::start_with(&data, &["--set", &defaults]);
+    let kafka = cloud.kafka;
+    // Makes the topic.
+    drop(Reader::new(kafka, TOPIC));
+    let (told, deliveries) = mpsc::sync_channel(COUNT);
+    let producer = std::thread::spawn(move || produce_numbers(kafka, PARTITIONS, COUNT, told));
+    for delivered in 1..=COUNT {
+        let told = deliveries.recv_timeout(Duration::from_secs(60)).expect("a delivery");
+        told.expect("delivered");
+        if delivered == COUNT / 4 || delivered == COUNT / 2 {
+            cloud.process.kill();
+            cloud = cloud.restart();
+        }
+    }
+    producer.join().unwrap();
+    let reader = Reader::new(kafka, TOPIC);
+    let mut last: HashMap<i32, usize> = HashMap::new();
+    for _ in 0..COUNT {
+        let message = reader.next(Duration::from_secs(20)).expect("a record that was acked");
+        let number: usize =
+            std::str::from_utf8(message.payload().unwrap()).unwrap().parse().unwrap();
+        let partition = message.partition();
+        let expected = last.get(&partition).map_or(partition as usize, |n| n + PARTITIONS as usize);
+        assert_eq!(number, expected, "partition {partition}");
+        last.insert(partition, number);
+    }
+    assert!(reader.next(Duration::from_millis(500)).is_none(), "more than was sent");
 }

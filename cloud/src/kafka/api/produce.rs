@@ -9,7 +9,7 @@ use tributary_shared::record::{Batch, BatchError};
 
 use crate::{
     kafka::{
-        Client, Numbers,
+        Client, Head, Numbers,
         error::Code,
         frame::{
             self, Close, Request, StrBytes, text,
@@ -42,8 +42,18 @@ pub(in crate::kafka) struct Submitted {
 }
 
 enum Outcome {
-    Submitted { partition: PartitionId, pending: Pending, records: u64, bytes: u64 },
+    Submitted(Batched),
     Refused(Code, String),
+}
+
+/// A batch that the log has.
+struct Batched {
+    partition: PartitionId,
+    pending: Pending,
+    records: u64,
+    bytes: u64,
+    /// The log sets the time, and the producer wants to know it.
+    log_append_time: bool,
 }
 
 /// Why a batch is not submitted.
@@ -154,7 +164,9 @@ async fn submit_batch(
     let appends = vec![Append { partition, batch }];
     let transaction = Transaction { appends, guard, ..Transaction::default() };
     let pending = log.submit(shard, transaction).await?;
-    Ok(Outcome::Submitted { partition, pending, records: header.count.max(0) as u64, bytes })
+    let records = header.count.max(0) as u64;
+    let log_append_time = stream.config.log_append_time;
+    Ok(Outcome::Submitted(Batched { partition, pending, records, bytes, log_append_time }))
 }
 
 impl Submitted {
@@ -194,31 +206,43 @@ impl Submitted {
 }
 
 async fn settle(client: &Client, index: i32, outcome: Outcome) -> PartitionProduceResponse {
-    let response = PartitionProduceResponse::default().with_index(index);
-    let refused = |code: Code, why: String| {
+    let settled = match outcome {
+        Outcome::Refused(code, why) => Err((code, why)),
+        Outcome::Submitted(batched) => {
+            batched.settle(client).await.map_err(|error| (Code::from(&error), error.to_string()))
+        }
+    };
+    let response = settled.unwrap_or_else(|(code, why)| {
         PartitionProduceResponse::default()
-            .with_index(index)
             .with_base_offset(-1)
             .with_error_code(code.number())
             .with_error_message(Some(text(why)))
-    };
-    match outcome {
-        Outcome::Refused(code, why) => refused(code, why),
-        Outcome::Submitted { partition, pending, records, bytes } => {
-            match pending.await.unwrap_or(Err(LogError::Closed)) {
-                Err(error) => refused(Code::from(&error), error.to_string()),
-                Ok(committed) => {
-                    if !committed.duplicate {
-                        Numbers::add(&client.head.numbers.produced_records_total, records);
-                        Numbers::add(&client.head.numbers.produced_bytes_total, bytes);
-                    }
-                    let start = client.head.log.watermarks(partition).map_or(-1, |w| w.start);
-                    response
-                        .with_base_offset(committed.base_offsets.first().copied().unwrap_or(-1))
-                        .with_log_start_offset(start)
-                }
-            }
+    });
+    response.with_index(index)
+}
+
+impl Batched {
+    /// Waits until it is durable.
+    async fn settle(self, client: &Client) -> Result<PartitionProduceResponse, LogError> {
+        let Head { log, numbers, .. } = client.head.as_ref();
+        let committed = self.pending.await.unwrap_or(Err(LogError::Closed))?;
+        if !committed.duplicate {
+            Numbers::add(&numbers.produced_records_total, self.records);
+            Numbers::add(&numbers.produced_bytes_total, self.bytes);
         }
+        let base = committed.base_offsets.first().copied().unwrap_or(-1);
+        let start = log.watermarks(self.partition).map_or(-1, |watermarks| watermarks.start);
+        let response = PartitionProduceResponse::default()
+            .with_base_offset(base)
+            .with_log_append_time_ms(-1)
+            .with_log_start_offset(start);
+        if !self.log_append_time {
+            return Ok(response);
+        }
+        // Trimmed already: then nobody needs its time.
+        let batch = log.read(self.partition, base, 1).await.ok().and_then(|mut found| found.pop());
+        let time = batch.map_or(-1, |batch| batch.header().max_timestamp_ms);
+        Ok(response.with_log_append_time_ms(time))
     }
 }
 

@@ -231,6 +231,21 @@ async fn acks_0_is_not_answered_and_its_records_are_there() {
 }
 
 #[tokio::test]
+async fn a_producer_is_told_the_time_that_the_log_gave() {
+    let server = Server::start().await;
+    let config =
+        crate::log::StreamConfig { log_append_time: true, ..crate::log::StreamConfig::default() };
+    server.log.create_stream("t", Some(1), config).await.unwrap();
+    let mut client = server.client().await;
+    let answer: ProduceResponse = client.ask(PRODUCE, V, &produce(0, -1, batch(&["x"]))).await;
+    let told = answer.responses[0].partition_responses[0].log_append_time_ms;
+    let answer: FetchResponse = client.ask(FETCH, V, &fetch(&[(0, 0)], 0, 1_000)).await;
+    let stored = batches(&answer, 0)[0].header().max_timestamp_ms;
+    assert!(told > 1_700_000_000_000, "{told}");
+    assert_eq!(told, stored);
+}
+
+#[tokio::test]
 async fn offsets_are_found_by_name_and_by_time() {
     use list_offsets_request::*;
     let (_server, mut client) = start().await;
