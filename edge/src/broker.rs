@@ -65,10 +65,18 @@ type Loaded = (SessionId, Result<(Vec<LoadedEntry>, bool), Error>);
 /// A connection as the broker knows it.
 struct Client {
     outbox: Outbox,
-    /// Effects for it wait for this ticket.
-    waits_for: u64,
+    /// Its effects that wait, in order, with their tickets: never falling.
+    waiting: VecDeque<(u64, Effect)>,
     /// Topic aliases it announced; kept only where a lane may refuse.
     aliases: HashMap<u16, ByteString>,
+}
+
+/// What is to be done when a ticket is durable.
+enum Due {
+    /// Look at what waits for this connection.
+    Client(ConnectionId),
+    /// An effect that concerns no connection.
+    Effect(Effect),
 }
 
 /// The task's possessions.
@@ -85,8 +93,10 @@ pub struct Broker {
     /// Bytes handed over, by ticket.
     under_way: VecDeque<(u64, usize)>,
     bytes: usize,
-    /// Effects in order, with the ticket each waits for.
-    waiting: VecDeque<(u64, Effect)>,
+    /// In order of tickets.
+    due: VecDeque<(u64, Due)>,
+    /// Effects that wait, of all connections.
+    waiting: usize,
     committed: u64,
     loads: (mpsc::Sender<Loaded>, mpsc::Receiver<Loaded>),
     /// Lanes that may refuse, and the highest alias that is remembered for them.
@@ -118,7 +128,8 @@ impl Broker {
             out: Decision::default(),
             under_way: VecDeque::new(),
             bytes: 0,
-            waiting: VecDeque::new(),
+            due: VecDeque::new(),
+            waiting: 0,
             committed: 0,
             loads: mpsc::channel(LOADS),
             alias_max,
@@ -133,7 +144,7 @@ impl Broker {
         while open || !self.is_flushed() {
             self.hand_over().await?;
             let room =
-                self.under_way.len() < GROUPS && self.bytes < BYTES && self.waiting.len() < EFFECTS;
+                self.under_way.len() < GROUPS && self.bytes < BYTES && self.waiting < EFFECTS;
             let wake = self.out.wake_ms.map(|ms| self.clock.instant(ms));
             tokio::select! {
                 biased;
@@ -168,7 +179,7 @@ impl Broker {
     fn take(&mut self, incoming: Incoming, now: Now) {
         match incoming {
             Incoming::Connect { connection, connect, peer, outbox } => {
-                let client = Client { outbox, waits_for: 0, aliases: HashMap::new() };
+                let client = Client { outbox, waiting: VecDeque::new(), aliases: HashMap::new() };
                 self.clients.insert(connection, client);
                 self.decide(Event::Connect { connection, connect, peer }, now);
             }
@@ -183,7 +194,9 @@ impl Broker {
             }
             Incoming::Closed(connection, reason) => {
                 self.decide(Event::Closed { connection, reason }, now);
-                self.clients.remove(&connection);
+                if let Some(client) = self.clients.remove(&connection) {
+                    self.waiting -= client.waiting.len();
+                }
             }
         }
     }
@@ -233,20 +246,26 @@ impl Broker {
         self.out.effects = effects;
     }
 
-    /// Does an effect, or puts it in the line of those that wait.
+    /// Does an effect, or puts it in the line of those that wait. What need not wait stays behind what its connection
+    /// waits for already.
     fn place(&mut self, effect: Effect, wait: bool, ticket: u64) {
-        let mut wait = wait && ticket > self.committed;
-        if let Some(client) = connection_of(&effect).and_then(|id| self.clients.get_mut(&id)) {
-            wait |= client.waits_for > self.committed;
-            if wait {
-                client.waits_for = ticket;
-            }
+        let wait = wait && ticket > self.committed;
+        let Some(connection) = connection_of(&effect) else {
+            return if wait {
+                self.due.push_back((ticket, Due::Effect(effect)));
+            } else {
+                self.act(effect);
+            };
+        };
+        let Some(client) = self.clients.get_mut(&connection) else { return };
+        let last = client.waiting.back().map(|(ticket, _)| *ticket);
+        let behind = if wait { Some(ticket) } else { last };
+        let Some(ticket) = behind else { return self.act(effect) };
+        if last != Some(ticket) {
+            self.due.push_back((ticket, Due::Client(connection)));
         }
-        if wait {
-            self.waiting.push_back((ticket, effect));
-        } else {
-            self.act(effect);
-        }
+        client.waiting.push_back((ticket, effect));
+        self.waiting += 1;
     }
 
     fn act(&mut self, effect: Effect) {
@@ -308,10 +327,26 @@ impl Broker {
         while let Some((_, bytes)) = self.under_way.pop_front_if(|(t, _)| *t <= self.committed) {
             self.bytes -= bytes;
         }
-        while let Some((_, effect)) = self.waiting.pop_front_if(|(t, _)| *t <= self.committed) {
-            self.act(effect);
+        while let Some((_, due)) = self.due.pop_front_if(|(t, _)| *t <= self.committed) {
+            match due {
+                Due::Effect(effect) => self.act(effect),
+                Due::Client(connection) => self.catch_up(connection),
+            }
         }
         Ok(())
+    }
+
+    /// Does what a connection no longer has to wait for.
+    fn catch_up(&mut self, connection: ConnectionId) {
+        let Some(client) = self.clients.get_mut(&connection) else { return };
+        let mut waiting = std::mem::take(&mut client.waiting);
+        while let Some((_, effect)) = waiting.pop_front_if(|(t, _)| *t <= self.committed) {
+            self.waiting -= 1;
+            self.act(effect);
+        }
+        if let Some(client) = self.clients.get_mut(&connection) {
+            client.waiting = waiting;
+        }
     }
 }
 
