@@ -271,7 +271,7 @@ fn produce_numbers(
         }
         producer.poll(Duration::ZERO);
     }
-    producer.flush(Duration::from_secs(60)).unwrap();
+    producer.flush(Duration::from_mins(1)).unwrap();
 }
 
 #[test]
@@ -288,7 +288,7 @@ fn an_idempotent_producer_loses_and_repeats_nothing_through_kills() {
     let (told, deliveries) = mpsc::sync_channel(COUNT);
     let producer = std::thread::spawn(move || produce_numbers(kafka, PARTITIONS, COUNT, told));
     for delivered in 1..=COUNT {
-        let told = deliveries.recv_timeout(Duration::from_secs(60)).expect("a delivery");
+        let told = deliveries.recv_timeout(Duration::from_mins(1)).expect("a delivery");
         told.expect("delivered");
         if delivered == COUNT / 4 || delivered == COUNT / 2 {
             cloud.process.kill();

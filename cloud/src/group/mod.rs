@@ -6,6 +6,7 @@
 //! Not here: the rules of the protocol (`state`, `rebalance`), wire codes (`kafka::error`).
 
 pub mod exchange;
+mod join;
 pub mod offsets;
 mod rebalance;
 mod state;

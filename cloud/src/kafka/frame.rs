@@ -21,7 +21,10 @@ use super::{
 /// Largest request that is not a Produce. A Fetch of 100,000 partitions has 3 MB.
 const OTHER_MAX: usize = 8 * 1024 * 1024;
 
-/// Read at once, and room that is made before any byte of a frame came.
+/// Room that is made before any byte of a frame came: what an idle connection costs.
+const READ_IDLE: usize = 16 * 1024;
+
+/// Room that is made at the least when more of a frame is to come.
 const READ_STEP: usize = 64 * 1024;
 
 /// Why a connection ends.
@@ -89,7 +92,7 @@ pub(super) async fn read_frame(
             // At most doubles what is there: a claim alone costs nothing.
             buffer.reserve(missing.min(buffer.len().max(READ_STEP)));
         } else {
-            buffer.reserve(READ_STEP);
+            buffer.reserve(READ_IDLE);
         }
         if from.read_buf(buffer).await? == 0 {
             return Err(if buffer.is_empty() { Close::Eof } else { Close::EofInside });
