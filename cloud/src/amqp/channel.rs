@@ -49,7 +49,7 @@ enum Channel {
 enum Content {
     None,
     Header(Start),
-    Body { start: Start, header: ContentHeader, properties: Properties, body: Body },
+    Body { start: Start, header: Box<(ContentHeader, Properties)>, body: Body },
 }
 
 /// What `basic.publish` said.
@@ -244,16 +244,18 @@ fn header(content: &mut Content, payload: Bytes, max_message: u64) -> Result<Ste
         return Ok(Step::Close(Refusal::new(Code::PreconditionFailed, detail).by((BASIC, 40))));
     }
     let properties = Properties::decode(header.properties.clone()).map_err(undecodable)?;
-    *content = Content::Body { start, header, properties, body: Body::Empty };
+    *content = Content::Body { start, header: Box::new((header, properties)), body: Body::Empty };
     Ok(complete(content))
 }
 
 fn body(content: &mut Content, payload: Bytes) -> Result<Step, Refusal> {
     match content {
         Content::Body { header, body, .. } => {
-            if (body.len() + payload.len()) as u64 > header.body_size {
-                let detail =
-                    format!("content is longer than the {} bytes of its header", header.body_size);
+            if (body.len() + payload.len()) as u64 > header.0.body_size {
+                let detail = format!(
+                    "content is longer than the {} bytes of its header",
+                    header.0.body_size
+                );
                 return Err(Refusal::new(Code::FrameError, detail).by((BASIC, 40)));
             }
             body.push(payload);
@@ -274,11 +276,10 @@ fn body(content: &mut Content, payload: Bytes) -> Result<Step, Refusal> {
 /// The publish, once all of its body is there.
 fn complete(content: &mut Content) -> Step {
     match std::mem::replace(content, Content::None) {
-        Content::Body { start, header, properties, body }
-            if body.len() as u64 == header.body_size =>
-        {
+        Content::Body { start, header, body } if body.len() as u64 == header.0.body_size => {
             let Start { exchange, routing_key, mandatory } = start;
             let body = body.finish();
+            let (header, properties) = *header;
             let raw = header.properties;
             Step::Publish(Box::new(Publish {
                 exchange,

@@ -173,9 +173,8 @@ impl<'a> Connection<'a> {
             }
             let until = match self.phase {
                 Phase::Open => None,
-                Phase::Closing(until) => Some(until),
                 Phase::Ending(_) if self.out.waiting() == 0 => return writer.shutdown().await,
-                Phase::Ending(until) => Some(until),
+                Phase::Closing(until) | Phase::Ending(until) => Some(until),
             };
             let may_read = !matches!(self.phase, Phase::Ending(_))
                 && self.out.waiting() < 4 * OUT_BYTES
@@ -296,7 +295,7 @@ impl<'a> Connection<'a> {
         match step {
             Step::Wait => {}
             Step::Method(method) => {
-                self.commands.push(Command::Method { connection, channel, method })
+                self.commands.push(Command::Method { connection, channel, method });
             }
             Step::Publish(publish) => {
                 self.commands.push(Command::Publish { connection, channel, publish });

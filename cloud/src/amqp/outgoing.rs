@@ -97,7 +97,7 @@ impl Outgoing {
                 }
             }
             Event::Confirm { channel, tag, multiple, ok } => {
-                self.confirm(channel, tag, multiple, ok, channels)
+                self.confirm(channel, tag, multiple, ok, channels);
             }
             Event::Method { channel, method } => self.answer(channel, &method, channels),
             Event::Refused { refusal, .. } if refusal.code.closes_connection() => {

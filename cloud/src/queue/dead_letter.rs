@@ -104,29 +104,26 @@ fn note_death(
         death.get("queue").and_then(Value::as_text) == Some(&**queue)
             && death.get("reason").and_then(Value::as_text) == Some(reason.name())
     };
-    let death = match deaths.iter().position(is_same) {
-        Some(at) => {
-            let mut death = deaths.remove(at);
-            for (name, value) in &mut death.0 {
-                if name == "count" {
-                    *value = Value::I64(value.as_integer().unwrap_or(0) + 1);
-                }
+    let death = if let Some(at) = deaths.iter().position(is_same) {
+        let mut death = deaths.remove(at);
+        for (name, value) in &mut death.0 {
+            if name == "count" {
+                *value = Value::I64(value.as_integer().unwrap_or(0) + 1);
             }
-            death
         }
-        None => {
-            let mut death = Table::default()
-                .with("count", Value::I64(1))
-                .with("reason", Value::text(reason.name()))
-                .with("queue", Value::text(queue))
-                .with("time", Value::Timestamp((now_ms / 1000).max(0) as u64))
-                .with("exchange", Value::text(&message.exchange))
-                .with("routing-keys", Value::Array(vec![Value::text(&message.routing_key)]));
-            if let Some(expiration) = expiration {
-                death.push("original-expiration", Value::Text(expiration));
-            }
-            death
+        death
+    } else {
+        let mut death = Table::default()
+            .with("count", Value::I64(1))
+            .with("reason", Value::text(reason.name()))
+            .with("queue", Value::text(queue))
+            .with("time", Value::Timestamp((now_ms / 1000).max(0) as u64))
+            .with("exchange", Value::text(&message.exchange))
+            .with("routing-keys", Value::Array(vec![Value::text(&message.routing_key)]));
+        if let Some(expiration) = expiration {
+            death.push("original-expiration", Value::Text(expiration));
         }
+        death
     };
     deaths.insert(0, death);
     deaths.truncate(limits::DEATHS);

@@ -78,7 +78,7 @@ impl State {
                 restored: queue.restored,
             });
         }
-        if queue.line.ready() == 0 {
+        if queue.line.ready() + queue.line.in_flight() == 0 {
             for (connection, channel, _) in queue.gets.drain(..) {
                 let method = Method::BasicGetEmpty { cluster_id: ByteString::new() };
                 self.events.push((connection, Event::Method { channel, method }));
@@ -199,30 +199,39 @@ fn hand_over(
 ) -> Event {
     let (_, number, consumer, no_ack) = turn;
     let (message, redelivered) = (ready.message.clone(), ready.redelivered);
-    let tag = lend(queue, id, channel, (!no_ack).then(|| Some(consumer.clone())), ready, plan);
+    let by = if no_ack { By::NoAck } else { By::Consumer(consumer.clone()) };
+    let tag = lend(queue, id, channel, by, ready, plan);
     Event::Deliver { channel: number, consumer, tag, redelivered, message }
 }
 
-/// Notes a delivery; without acknowledgement (`by` is `None`) it is settled at once.
+/// How a message is taken.
+enum By {
+    Consumer(ByteString),
+    Get,
+    /// Without acknowledgement: it is settled at once.
+    NoAck,
+}
+
+/// Notes a delivery.
 fn lend(
     queue: &mut Queue,
     id: QueueId,
     channel: &mut Channel,
-    by: Option<Option<ByteString>>,
+    by: By,
     ready: Ready,
     plan: &mut Plan,
 ) -> u64 {
-    match by {
-        Some(consumer) => {
-            let (position, size) = (ready.position, ready.message.size());
-            queue.line.lend(ready);
-            channel.next_tag(Some(Unacked { queue: id, position, size, consumer }))
-        }
-        None => {
+    let consumer = match by {
+        By::Consumer(consumer) => Some(consumer),
+        By::Get => None,
+        By::NoAck => {
             plan.settled.push((id, ready.position));
-            channel.next_tag(None)
+            return channel.next_tag(None);
         }
-    }
+    };
+    let (position, size) = (ready.position, ready.message.size());
+    queue.line.lend(ready);
+    channel.next_tag(Some(Unacked { queue: id, position, size, consumer }))
 }
 
 /// Answers one `basic.get`; not bound by prefetch or credit, as each asks for one message.
@@ -240,7 +249,8 @@ fn get(
     };
     let Some(ready) = queue.line.take() else { return };
     let (message, redelivered) = (ready.message.clone(), ready.redelivered);
-    let tag = lend(queue, id, channel, (!no_ack).then_some(None), ready, plan);
+    let by = if no_ack { By::NoAck } else { By::Get };
+    let tag = lend(queue, id, channel, by, ready, plan);
     let left = u32::try_from(queue.line.ready()).unwrap_or(u32::MAX);
     events.push((connection, Event::Got { channel: number, tag, redelivered, left, message }));
 }

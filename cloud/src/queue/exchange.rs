@@ -253,7 +253,7 @@ pub fn predeclared() -> impl Iterator<Item = (ByteString, Exchange)> {
 }
 
 /// Follows bindings from exchange to exchange, each once, and alternate exchanges where nothing matched.
-pub fn route(
+pub(super) fn route(
     exchanges: &HashMap<ByteString, Exchange>,
     start: &ByteString,
     keys: &[&str],

@@ -50,6 +50,8 @@ pub struct Line {
     window_bytes: u64,
     returned: BTreeMap<u64, Ready>,
     unacked: BTreeMap<u64, Ready>,
+    /// What arrives below was purged on its way.
+    purged: u64,
 }
 
 impl Line {
@@ -71,9 +73,15 @@ impl Line {
         self.next - 1
     }
 
-    /// A message at an assigned place is durable. They arrive in order of position.
-    pub fn arrive(&mut self, ready: Ready) {
+    /// A message at an assigned place is durable. They arrive in order of position. `false`: it was purged meanwhile.
+    pub fn arrive(&mut self, ready: Ready) -> bool {
         self.committed = ready.position + 1;
+        if ready.position < self.purged {
+            if self.stored == 0 {
+                self.loaded = self.committed;
+            }
+            return false;
+        }
         let full = self.window.len() >= WINDOW_MESSAGES
             || !self.window.is_empty() && self.window_size >= WINDOW_BYTES;
         if self.stored > 0 || full {
@@ -83,6 +91,7 @@ impl Line {
             self.loaded = ready.position + 1;
             self.push(ready);
         }
+        true
     }
 
     fn push(&mut self, ready: Ready) {
@@ -150,6 +159,11 @@ impl Line {
         }
     }
 
+    /// Messages that were published but are not durable yet.
+    pub fn in_flight(&self) -> u64 {
+        self.next - self.committed.max(self.purged)
+    }
+
     /// Messages that wait.
     pub fn ready(&self) -> u64 {
         self.stored + (self.window.len() + self.returned.len()) as u64
@@ -178,9 +192,11 @@ impl Line {
             .unwrap_or(rest)
     }
 
-    /// Drops what waits; returns the positions in memory, how many there were in all, and the range that is only stored.
+    /// Drops what waits and what is on its way; returns the positions in memory, how many there were in all, and the range
+    /// that is only stored.
     pub fn purge(&mut self) -> (Vec<u64>, u64, Option<(u64, u64)>) {
-        let count = self.ready();
+        let count = self.ready() + self.in_flight();
+        self.purged = self.next;
         let mut positions: Vec<u64> = self.window.drain(..).map(|r| r.position).collect();
         positions.extend(std::mem::take(&mut self.returned).into_keys());
         let range = (self.stored > 0).then_some((self.loaded, self.committed));
@@ -273,5 +289,18 @@ mod tests {
         assert_eq!((line.ready(), line.unacked(), line.floor()), (0, 1, 0));
         line.give_back(0);
         assert_eq!(line.take().unwrap().position, 0);
+    }
+
+    #[test]
+    fn what_is_on_its_way_is_purged_too() {
+        let mut line = line(1);
+        let (late, later) = (line.assign(), line.assign());
+        assert_eq!((line.ready(), line.in_flight()), (1, 2));
+        assert_eq!(line.purge().1, 3);
+        assert_eq!((line.ready(), line.in_flight()), (0, 0));
+        assert!(!line.arrive(ready(late)) && !line.arrive(ready(later)));
+        let next = line.assign();
+        assert!(line.arrive(ready(next)));
+        assert_eq!((line.ready(), line.floor()), (1, next));
     }
 }

@@ -178,6 +178,8 @@ pub(super) async fn scan_all(
         let chunk = log.state_scan(home, space, prefix, after.as_deref(), limit).await?;
         let Some((last, _)) = chunk.last() else { return Ok(()) };
         after = Some(last.clone());
-        chunk.into_iter().for_each(|(key, value)| found(key, value));
+        for (key, value) in chunk {
+            found(key, value);
+        }
     }
 }

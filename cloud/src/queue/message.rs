@@ -235,7 +235,7 @@ mod tests {
             publisher: None,
             received_ms: 1_700_000_000_123,
             expires_ms: None,
-            encoded: Default::default(),
+            encoded: tributary_shared::mqtt::write::Encoded::default(),
         });
         Message::from_record(&record, AT, "plant.1")
     }

@@ -108,6 +108,10 @@ impl VirtualHost {
     }
 }
 
+type Job<T> = BoxFuture<'static, T>;
+/// Where the fresh messages of a plan lie.
+type Stored = Result<Vec<At>, LogError>;
+
 struct Owner {
     state: State,
     log: Log,
@@ -119,9 +123,9 @@ struct Owner {
     numbers: Arc<Numbers>,
     skips: Skips,
     bindings: Arc<AtomicUsize>,
-    in_flight: FuturesOrdered<BoxFuture<'static, (Plan, Result<Vec<At>, LogError>)>>,
-    loads: FuturesUnordered<BoxFuture<'static, (Load, Result<Loaded, LogError>)>>,
-    sweeps: FuturesUnordered<BoxFuture<'static, Result<(), LogError>>>,
+    in_flight: FuturesOrdered<Job<(Plan, Stored)>>,
+    loads: FuturesUnordered<Job<(Load, Result<Loaded, LogError>)>>,
+    sweeps: FuturesUnordered<Job<Result<(), LogError>>>,
 }
 
 impl Owner {
@@ -166,9 +170,11 @@ impl Owner {
         let prefix = store::definitions(name);
         let mut definitions = Vec::new();
         scan_all(&self.log, self.home, (StateSpace::Amqp, &prefix), |key, value| {
-            match key.get(prefix.len()..).and_then(|key| Definition::decode(key, &value)) {
-                Some(definition) => definitions.push(definition),
-                None => tracing::error!(?key, "stored definition is not readable"),
+            let own = key.get(prefix.len()..);
+            if let Some(definition) = own.and_then(|key| Definition::decode(key, &value)) {
+                definitions.push(definition);
+            } else {
+                tracing::error!(?key, "stored definition is not readable");
             }
         })
         .await?;
@@ -328,7 +334,7 @@ impl Owner {
                     let (partition, record) =
                         record(&self.log, &self.routing, &self.home_name, &message.message, now_ms)
                             .await?;
-                    batches.push(partition, &record)?;
+                    batches.push(partition, &record);
                     fresh.push((message.message.clone(), message.places.clone()));
                 }
             }
@@ -342,11 +348,7 @@ impl Owner {
         Ok((Transaction { appends, guard: Guard::None, writes, index }, layout))
     }
 
-    fn stored(
-        &mut self,
-        mut plan: Plan,
-        result: Result<Vec<At>, LogError>,
-    ) -> Result<(), LogError> {
+    fn stored(&mut self, mut plan: Plan, result: Stored) -> Result<(), LogError> {
         match result {
             Ok(at) => {
                 self.state.committed(&mut plan, at.into_iter(), wall_ms());
@@ -453,21 +455,18 @@ struct Batches {
 }
 
 impl Batches {
-    fn push(&mut self, partition: PartitionId, record: &Record) -> Result<(), LogError> {
+    fn push(&mut self, partition: PartitionId, record: &Record) {
         let fits =
             |append: &usize| self.appends.get(*append).is_some_and(|(_, b)| b.size() < BATCH_BYTES);
-        let append = match self.open.get(&partition).copied().filter(fits) {
-            Some(append) => append,
-            None => {
-                self.appends.push((partition, BatchBuilder::new()));
-                self.open.insert(partition, self.appends.len() - 1);
-                self.appends.len() - 1
-            }
-        };
-        let Some((_, builder)) = self.appends.get_mut(append) else { return Ok(()) };
+        let open = self.open.get(&partition).copied().filter(fits);
+        let append = open.unwrap_or_else(|| {
+            self.appends.push((partition, BatchBuilder::new()));
+            self.open.insert(partition, self.appends.len() - 1);
+            self.appends.len() - 1
+        });
+        let Some((_, builder)) = self.appends.get_mut(append) else { return };
         self.layout.push((partition, append, builder.count() as Offset));
         builder.push(record);
-        Ok(())
     }
 
     fn finish(self) -> Result<(Vec<Append>, Layout), LogError> {

@@ -69,18 +69,11 @@ impl<T: PartialEq> Patterns<T> {
 
     fn grow(&mut self, parent: usize, word: &str) -> usize {
         let node = Node::new(word == "#");
-        let new = match self.free.pop() {
-            Some(free) => {
-                if let Some(slot) = self.nodes.get_mut(free) {
-                    *slot = node;
-                }
-                free
-            }
-            None => {
-                self.nodes.push(node);
-                self.nodes.len() - 1
-            }
-        };
+        let new = self.free.pop().unwrap_or(self.nodes.len());
+        match self.nodes.get_mut(new) {
+            Some(slot) => *slot = node,
+            None => self.nodes.push(node),
+        }
         if let Some(parent) = self.nodes.get_mut(parent) {
             match word {
                 "*" => parent.star = Some(new),

@@ -383,7 +383,7 @@ impl State {
                 .values()
                 .flat_map(|c| c.consumers.values().map(|c| c.queue))
                 .collect();
-            queues.into_iter().for_each(|queue| self.touch(queue));
+            self.touch_all(queues);
         }
     }
 
@@ -407,7 +407,9 @@ impl State {
                 let (id, ready) = ready(&place, at, &message);
                 match self.queues.get_mut(&id) {
                     Some(queue) => {
-                        queue.line.arrive(ready);
+                        if !queue.line.arrive(ready) {
+                            self.plan.settled.push((id, place.position));
+                        }
                         self.touch(id);
                     }
                     // Deleted meanwhile: its sweep may have passed already.
@@ -487,6 +489,12 @@ impl State {
             && !std::mem::replace(&mut queue.dirty, true)
         {
             self.dirty.push(id);
+        }
+    }
+
+    pub(super) fn touch_all(&mut self, queues: Vec<QueueId>) {
+        for queue in queues {
+            self.touch(queue);
         }
     }
 

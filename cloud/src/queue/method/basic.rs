@@ -23,7 +23,7 @@ impl State {
         }
         channel.stalled = false;
         let queues: Vec<QueueId> = channel.consumers.values().map(|c| c.queue).collect();
-        queues.into_iter().for_each(|queue| self.touch(queue));
+        self.touch_all(queues);
         self.reply(at.0, at.1, Method::BasicQosOk {});
         Ok(())
     }
@@ -65,7 +65,7 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn basic_cancel(&mut self, at: At, tag: ByteString, nowait: bool) -> Answer {
+    pub(super) fn basic_cancel(&mut self, at: At, tag: ByteString, nowait: bool) {
         let consumer = self.channel(at.0, at.1).and_then(|channel| channel.consumers.remove(&tag));
         if let Some(consumer) = consumer {
             self.leave(consumer.queue, at.0, at.1, &tag);
@@ -73,7 +73,6 @@ impl State {
         if !nowait {
             self.reply(at.0, at.1, Method::BasicCancelOk { consumer_tag: tag });
         }
-        Ok(())
     }
 
     /// Waits its turn: a backlog may have to be read first.

@@ -22,10 +22,9 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn channel_close(&mut self, (connection, channel): At) -> Answer {
+    pub(super) fn channel_close(&mut self, (connection, channel): At) {
         self.close_channel(connection, channel);
         self.reply(connection, channel, Method::ChannelCloseOk {});
-        Ok(())
     }
 
     /// Its consumers go and its messages return.
@@ -74,9 +73,13 @@ impl State {
         let Some(state) = self.connections.get(&connection) else { return };
         let mut channels: Vec<u16> = state.channels.keys().copied().collect();
         channels.sort_unstable();
-        channels.into_iter().for_each(|channel| self.close_channel(connection, channel));
+        for channel in channels {
+            self.close_channel(connection, channel);
+        }
         let Some(state) = self.connections.remove(&connection) else { return };
-        state.exclusive.into_iter().for_each(|queue| self.delete_queue(queue));
+        for queue in state.exclusive {
+            self.delete_queue(queue);
+        }
     }
 
     pub(super) fn confirm_select(&mut self, (connection, channel): At, nowait: bool) -> Answer {
@@ -113,7 +116,7 @@ impl State {
     pub(super) fn tx_commit(&mut self, at: At) -> Answer {
         let transaction = self.transaction(at)?;
         for publish in transaction.publishes {
-            self.enqueue(at, publish, None)?;
+            self.enqueue(at, publish, None);
         }
         for settle in transaction.settles {
             self.settle(at, settle)?;

@@ -146,7 +146,9 @@ impl State {
             self.plan.changes.push(Change::delete(StateSpace::Amqp, key));
         }
         sources.retain(|source| source != name);
-        sources.iter().for_each(|source| self.drop_unused(source));
+        for source in &sources {
+            self.drop_unused(source);
+        }
     }
 
     /// An auto-delete exchange goes with its last binding.

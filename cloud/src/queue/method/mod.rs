@@ -26,7 +26,10 @@ impl State {
         let at = (connection, channel);
         match method {
             M::ChannelOpen { .. } => self.channel_open(at),
-            M::ChannelClose { .. } => self.channel_close(at),
+            M::ChannelClose { .. } => {
+                self.channel_close(at);
+                Ok(())
+            }
             M::ChannelFlow { active: true } => {
                 self.reply(connection, channel, M::ChannelFlowOk { active: true });
                 Ok(())
@@ -54,7 +57,10 @@ impl State {
                 self.basic_qos(at, prefetch_size, prefetch_count, global)
             }
             M::BasicConsume { .. } => self.basic_consume(at, method),
-            M::BasicCancel { consumer_tag, nowait } => self.basic_cancel(at, consumer_tag, nowait),
+            M::BasicCancel { consumer_tag, nowait } => {
+                self.basic_cancel(at, consumer_tag, nowait);
+                Ok(())
+            }
             M::BasicGet { queue, no_ack, .. } => self.basic_get(at, queue, no_ack),
             M::BasicAck { delivery_tag, multiple } => {
                 self.basic_settle(at, delivery_tag, multiple, Settled::Acked)

@@ -43,7 +43,8 @@ impl State {
                 return Ok(());
             }
         };
-        self.enqueue(at, publish, tag)
+        self.enqueue(at, publish, tag);
+        Ok(())
     }
 
     fn check_publish(&self, connection: ConnectionId, publish: &Publish) -> Answer {
@@ -77,7 +78,7 @@ impl State {
     }
 
     /// Routes one message; `tag` is to be confirmed when it is durable, or at once in its turn if nothing is stored.
-    pub(super) fn enqueue(&mut self, at: At, publish: Publish, tag: Option<u64>) -> Answer {
+    pub(super) fn enqueue(&mut self, at: At, publish: Publish, tag: Option<u64>) {
         self.published += 1;
         let Publish { exchange, routing_key, mandatory, properties, raw, body } = publish;
         let expires_ms = message::expires_ms(&properties, self.now_ms).unwrap_or_default();
@@ -98,7 +99,7 @@ impl State {
             if let Some(tag) = tag {
                 self.plan.deny(at.0, at.1, tag);
             }
-            return Ok(());
+            return;
         };
         if !places.is_empty() || message.topic().is_some() {
             self.plan.bytes += message.size();
@@ -107,7 +108,6 @@ impl State {
         if let Some(tag) = tag {
             self.plan.confirm(at.0, at.1, tag);
         }
-        Ok(())
     }
 
     /// Queues of an exchange and key; the default exchange leads to the queue of that name.

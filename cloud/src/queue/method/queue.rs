@@ -40,21 +40,22 @@ impl State {
             self.find_queue(at, &name)?
         } else {
             let name = if queue.is_empty() { self.generate("amq.gen-") } else { queue.clone() };
-            match self.names.get(&name).copied() {
-                Some(id) => self.same_queue(at, id, &declared)?,
-                None => {
-                    if !queue.is_empty() {
-                        not_reserved("queue", &name)?;
-                    }
-                    stored = declared.durable && !declared.exclusive;
-                    self.make_queue(at, name, declared)?
+            if let Some(id) = self.names.get(&name).copied() {
+                self.same_queue(at, id, &declared)?
+            } else {
+                if !queue.is_empty() {
+                    not_reserved("queue", &name)?;
                 }
+                stored = declared.durable && !declared.exclusive;
+                self.make_queue(at, name, declared)?
             }
         };
         let Some(queue) = self.queues.get_mut(&id) else { return Ok(()) };
         queue.used_ms = self.now_ms;
         let name = queue.name.clone();
-        let (ready, consumers) = (queue.line.ready(), queue.consumers.len());
+        // What a client published and then asks for is counted, durable or not.
+        let (ready, consumers) =
+            (queue.line.ready() + queue.line.in_flight(), queue.consumers.len());
         if let Some(channel) = self.channel(at.0, at.1) {
             channel.last_queue = Some(name.clone());
         }
@@ -223,7 +224,7 @@ impl State {
             if if_unused && !queue.consumers.is_empty() {
                 return refuse("in use");
             }
-            count = queue.line.ready();
+            count = queue.line.ready() + queue.line.in_flight();
             if if_empty && count > 0 {
                 return refuse("not empty");
             }

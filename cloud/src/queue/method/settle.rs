@@ -58,7 +58,7 @@ impl State {
         };
         let id = unacked.queue;
         self.touch(id);
-        waiting.into_iter().for_each(|queue| self.touch(queue));
+        self.touch_all(waiting);
         let Some(queue) = self.queues.get_mut(&id) else { return };
         match how {
             Settled::Requeued => queue.line.give_back(unacked.position),
