@@ -46,20 +46,20 @@ use crate::status::LaneStatus;
 tributary_shared::settings! {
     /// The store: one SQLite file in the data folder.
     pub struct Settings {
-        /// While busy, a commit waits at most this many ms to take more with it. Idle commits never wait. 0 to 1000.
-        pub commit_window_ms: u64 = 5,
+        /// While busy, a commit waits at most this many ms to take more with it. Idle commits never wait.
+        pub commit_window_ms: u64 = 5 => 0..=1000,
         /// Bytes the file may grow to; 0 = one and a quarter of the lanes' budgets and 256 MiB for queues.
         pub max_bytes: u64 = 0,
         /// Bytes of a file that is deleted when the disk is full, so that the store can still make room.
         pub ballast_bytes: u64 = 8 * 1024 * 1024,
-        /// Uncompressed bytes of one batch, 4096 to 524288. A larger message is a batch of its own.
-        pub batch_bytes: usize = 256 * 1024,
-        /// Messages in one batch, 1 to 10000.
-        pub batch_messages: usize = 2000,
+        /// Uncompressed bytes of one batch. A larger message is a batch of its own.
+        pub batch_bytes: usize = 256 * 1024 => 4096..=524_288,
+        /// Messages in one batch.
+        pub batch_messages: usize = 2000 => 1..=10_000,
         /// Bytes of batches kept that the cloud refused for good; the oldest go first.
         pub quarantine_bytes: u64 = 16 * 1024 * 1024,
         /// Pages (4 KiB) in the write-ahead log before it is copied into the file.
-        pub checkpoint_pages: u32 = 4000,
+        pub checkpoint_pages: u32 = 4000 => 100..=100_000,
     }
 }
 
