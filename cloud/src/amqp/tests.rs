@@ -716,6 +716,21 @@ async fn deleting_a_queue_tells_its_consumers() {
 }
 
 #[tokio::test]
+async fn a_close_that_crosses_a_refusal_is_answered() {
+    let server = Server::start(&test_log(1).await.unwrap()).await;
+    let mut client = Client::open(&server).await;
+    client.put_publish("none", "k", false, b"x");
+    let close =
+        Method::ChannelClose { reply_code: 200, reply_text: "".into(), class_id: 0, method_id: 0 };
+    client.put(1, &close);
+    client.flush().await;
+    assert_eq!(client.method().await, (1, Method::ChannelCloseOk {}));
+    client.channel(1).await;
+    drop(client);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn heartbeats_go_both_ways() {
     let server = Server::start(&test_log(1).await.unwrap()).await;
     let mut client = Client::logged_in(&server, "/", 0, 1).await;

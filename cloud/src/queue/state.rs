@@ -336,8 +336,10 @@ impl State {
             Command::Written(connection, bytes) => self.written(connection, bytes),
             Command::Method { connection, channel, method } => {
                 let culprit = method.id();
-                let opens = matches!(method, Method::ChannelOpen { .. });
-                if opens || self.has_channel(connection, channel) {
+                // A close may cross a refusal of ours: it is answered all the same.
+                let always =
+                    matches!(method, Method::ChannelOpen { .. } | Method::ChannelClose { .. });
+                if always || self.has_channel(connection, channel) {
                     let answer = self.method(connection, channel, method);
                     self.refuse(connection, channel, answer, culprit);
                 }
