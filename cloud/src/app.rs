@@ -57,6 +57,8 @@ pub enum AppError {
     Route(#[from] RouteError),
     #[error("stopped because {0}")]
     Part(String),
+    #[error("stopped because another process took over shard {0} of the same data")]
+    Lost(u16),
     #[error("the log did not close in time: what was acknowledged is safe")]
     Close,
 }
@@ -92,6 +94,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppErr
     let outcome = tokio::select! {
         () = stop.cancelled() => Ok(()),
         failure = tasks::failed() => Err(AppError::Part(failure.to_string())),
+        shard = parts.log.lost() => Err(AppError::Lost(shard.0)),
         Some(ended) = heads.join_next() => Err(AppError::Part(match ended {
             Ok(why) => why,
             Err(error) => error.to_string(),
