@@ -13,7 +13,10 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tributary_shared::mqtt::{
     Packet, PacketId, Qos, Reader, Reason, Version,
-    packet::{Ack, ConnAck, Connect, Publish, Subscribe, SubscribeFilter, SubscriptionOptions},
+    packet::{
+        Ack, ConnAck, ConnAckProperties, Connect, Publish, Subscribe, SubscribeFilter,
+        SubscriptionOptions,
+    },
     write::write,
 };
 
@@ -82,7 +85,7 @@ impl Device {
             connack: ConnAck {
                 session_present: false,
                 reason: Reason::SUCCESS,
-                properties: Default::default(),
+                properties: ConnAckProperties::default(),
             },
         };
         device.send(&Packet::Connect(Box::new(connect)))?;

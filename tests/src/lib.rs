@@ -3,14 +3,6 @@
 //! Holds: process handles that kill what they started, by id. Change here: how a part is started.
 //! Not here: what is promised (`tests/`, one file a promise).
 
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::missing_panics_doc,
-    reason = "a test that cannot go on fails"
-)]
-
 pub mod checker;
 pub mod device;
 pub mod kafka;

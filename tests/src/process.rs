@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::s3;
 
 /// How long a start may take before the test fails.
-const READY: Duration = Duration::from_secs(60);
+const READY: Duration = Duration::from_mins(1);
 
 /// One running process and what its `ready` line said.
 #[derive(Debug)]
@@ -26,7 +26,8 @@ pub struct Process {
 /// Where cargo puts the binaries of the profile that runs this test; `TESTED_BINARIES` overrides.
 pub fn binary(name: &str) -> PathBuf {
     #[expect(clippy::disallowed_methods, reason = "tests have no settings")]
-    let directory = std::env::var("TESTED_BINARIES").map(PathBuf::from).unwrap_or_else(|_| {
+    let named = std::env::var("TESTED_BINARIES").map(PathBuf::from);
+    let directory = named.unwrap_or_else(|_| {
         let exe = std::env::current_exe().expect("own path");
         let deps = exe.parent().expect("a folder");
         if deps.ends_with("deps") { deps.parent().expect("a folder") } else { deps }.to_path_buf()
@@ -53,14 +54,12 @@ impl Process {
                 }
             }
         });
-        match receive.recv_timeout(READY) {
-            Ok(ready) => Self { child, ready },
-            Err(_) => {
-                let _ = child.kill();
-                let status = child.wait();
-                panic!("not ready: {command:?} ended with {status:?}");
-            }
+        if let Ok(ready) = receive.recv_timeout(READY) {
+            return Self { child, ready };
         }
+        let _ = child.kill();
+        let status = child.wait();
+        panic!("not ready: {command:?} ended with {status:?}");
     }
 
     /// An address of the `ready` line.

@@ -94,7 +94,7 @@ impl Refusal {
     }
 }
 
-/// An edge id or lane name: 1 to [`NAME_MAX`] bytes without `/ + #` and control characters.
+/// An edge id or lane name: 1 to 128 bytes without `/ + #` and control characters.
 pub fn is_legal_id(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= NAME_MAX

@@ -76,7 +76,7 @@ pub fn write(packet: &Packet, version: Version, out: &mut BytesMut) {
     }
 }
 
-/// [`write`] for a receiver that takes at most `maximum` bytes a packet: an answer that is larger loses its reason
+/// [`write()`] for a receiver that takes at most `maximum` bytes a packet: an answer that is larger loses its reason
 /// string, then its user properties (MQTT-3.2.2-19, 3.4.2-2 and their likes). What is still too large is not written.
 pub fn write_limited(
     packet: &Packet,
