@@ -37,7 +37,7 @@ fn a_backlog_arrives_once_and_in_order_after_an_outage_and_an_edge_restart() {
     let cloud = cloud.restart();
     let reader = Reader::new(cloud.kafka, "mqtt.messages");
     while !checker.complete() {
-        let message = reader.next(Duration::from_secs(60)).expect("the backlog goes on");
+        let message = reader.next(Duration::from_mins(1)).expect("the backlog goes on");
         checker.read(message.payload().unwrap_or_default());
     }
     while let Some(message) = reader.next(Duration::from_secs(1)) {

@@ -150,7 +150,7 @@ pub struct Journal {
 
 impl Journal {
     /// Hands over a group of changes: they become durable together, after all groups before. Waits only when
-    /// [`COMMANDS`] groups are under way.
+    /// `COMMANDS` groups are under way.
     pub async fn apply(&mut self, changes: Vec<Change>) -> Result<u64, Error> {
         self.last += 1;
         let ticket = self.last;
