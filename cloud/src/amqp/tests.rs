@@ -706,8 +706,8 @@ async fn deleting_a_queue_tells_its_consumers() {
     };
     client.send(1, delete.clone()).await;
     let cancelled = Method::BasicCancel { consumer_tag: "c".into(), nowait: true };
-    assert_eq!(client.method().await.1, cancelled);
     assert_eq!(client.method().await.1, Method::QueueDeleteOk { message_count: 0 });
+    assert_eq!(client.method().await.1, cancelled);
     assert_eq!(client.call(delete).await, Method::QueueDeleteOk { message_count: 0 });
     client.send(1, ack(2, true)).await;
     client.qos(1, false).await;

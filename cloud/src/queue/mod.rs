@@ -8,7 +8,7 @@
 //!  router: every record of another protocol -> Command::Routed -> the same owner
 //! ```
 //! The owner is the virtual host, not the queue: a message fans out to many queues in one transaction
-//! (docs/decisions/0020-one-owner-a-virtual-host.md). In: [`Command`]s in order. Out: [`Event`]s in order, for each connection.
+//! (docs/decisions/0030-one-owner-a-virtual-host.md). In: [`Command`]s in order. Out: [`Event`]s in order, for each connection.
 //! Change here: what the parts exchange, and the limits. Not here: frames (`amqp`), offsets (`log`).
 
 pub mod arguments;
@@ -21,6 +21,7 @@ pub mod message;
 mod method;
 pub mod outbox;
 pub mod owner;
+pub mod parts;
 pub mod pattern;
 pub mod plan;
 

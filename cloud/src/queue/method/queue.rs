@@ -213,13 +213,13 @@ impl State {
         nowait: bool,
     ) -> Answer {
         let name = self.name_or_last(at, queue)?;
+        let id = self.names.get(&name).copied();
         let mut count = 0;
-        if let Some(id) = self.names.get(&name).copied()
-            && let Some(queue) = self.queues.get(&id)
-        {
+        if let Some(queue) = id.and_then(|id| self.queues.get(&id)) {
             self.not_locked(at, queue)?;
             let refuse = |why: &str| {
-                Err(Refusal::new(Code::PreconditionFailed, format!("{} {why}", self.whose(&name))))
+                let detail = format!("{} {why}", self.whose(&name));
+                Err(Refusal::new(Code::PreconditionFailed, detail))
             };
             if if_unused && !queue.consumers.is_empty() {
                 return refuse("in use");
@@ -228,11 +228,14 @@ impl State {
             if if_empty && count > 0 {
                 return refuse("not empty");
             }
-            self.delete_queue(id);
         }
+        // Before its consumers are told: a client that waits for this answer on a consuming channel gets it first.
         if !nowait {
             let message_count = u32::try_from(count).unwrap_or(u32::MAX);
             self.plan.answer(at.0, at.1, Method::QueueDeleteOk { message_count });
+        }
+        if let Some(id) = id {
+            self.delete_queue(id);
         }
         Ok(())
     }
@@ -261,7 +264,7 @@ impl State {
                 channel.consumers.remove(&consumer.tag);
             }
             let method = Method::BasicCancel { consumer_tag: consumer.tag, nowait: true };
-            self.reply(consumer.connection, consumer.channel, method);
+            self.plan.answer(consumer.connection, consumer.channel, method);
         }
         for (connection, channel, _) in queue.gets {
             let method = Method::BasicGetEmpty { cluster_id: ByteString::new() };
