@@ -23,6 +23,8 @@ fn crc(device: &str, seq: u64) -> u32 {
 pub struct Checker {
     sent: BTreeMap<(String, u64), u32>,
     acked: BTreeSet<(String, u64)>,
+    /// Of `acked`, not read yet.
+    missing: BTreeSet<(String, u64)>,
     read: BTreeMap<(String, u64), u32>,
     last: BTreeMap<String, u64>,
     order: u64,
@@ -50,7 +52,11 @@ impl Checker {
 
     /// Its acknowledgement came.
     pub fn acked(&mut self, device: &str, seq: u64) {
-        self.acked.insert((device.to_owned(), seq));
+        let key = (device.to_owned(), seq);
+        if !self.read.contains_key(&key) {
+            self.missing.insert(key.clone());
+        }
+        self.acked.insert(key);
     }
 
     /// How many were acknowledged.
@@ -75,6 +81,7 @@ impl Checker {
         let times = self.read.entry(key.clone()).or_default();
         *times += 1;
         if *times == 1 {
+            self.missing.remove(&key);
             let last = self.last.entry(key.0).or_insert(key.1);
             self.order += u64::from(key.1 < *last);
             *last = key.1.max(*last);
@@ -83,7 +90,7 @@ impl Checker {
 
     /// Everything that was acknowledged has been read.
     pub fn complete(&self) -> bool {
-        self.acked.iter().all(|key| self.read.contains_key(key))
+        self.missing.is_empty()
     }
 
     /// The verdict so far.
@@ -92,7 +99,7 @@ impl Checker {
             u64::from(times.saturating_sub(*self.sent.get(key).unwrap_or(&0)))
         };
         Verdict {
-            lost: self.acked.iter().filter(|key| !self.read.contains_key(*key)).count() as u64,
+            lost: self.missing.len() as u64,
             duplicated: self.read.iter().map(more).sum(),
             disordered: self.order,
             strange: self.strange.len() as u64,

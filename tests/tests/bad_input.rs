@@ -127,7 +127,7 @@ fn a_start_that_cannot_work_says_why_in_one_sentence() {
     let blocked = file.join("data").display().to_string();
     let blocked_url = format!("file://{blocked}");
     let config = folder.path().join("bad.toml");
-    std::fs::write(&config, "[mqtt]\nno_such_key = 1\n").expect("config");
+    std::fs::write(&config, "[telemetry]\nno_such_key = 1\n").expect("config");
     let config = config.display().to_string();
     let any = "127.0.0.1:0";
     let cases: Vec<(&str, Vec<&str>, &str)> = vec![
