@@ -17,11 +17,12 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::mpsc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rdkafka::{
     ClientConfig, ClientContext, Message as _,
+    consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance},
     producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext},
 };
 use serde_json::Value;
@@ -308,4 +309,64 @@ fn an_idempotent_producer_loses_and_repeats_nothing_through_kills() {
         last.insert(partition, number);
     }
     assert!(reader.next(Duration::from_millis(500)).is_none(), "more than was sent");
+}
+
+/// Tells of every rebalance.
+struct Rebalances(mpsc::SyncSender<&'static str>);
+
+impl ClientContext for Rebalances {}
+
+impl ConsumerContext for Rebalances {
+    fn pre_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        let what = match rebalance {
+            Rebalance::Assign(_) => "assigned",
+            Rebalance::Revoke(_) => "revoked",
+            Rebalance::Error(_) => "failed",
+        };
+        let _ = self.0.try_send(what);
+    }
+}
+
+#[test]
+fn a_consumer_in_a_group_rereads_nothing_after_a_kill_of_the_cloud() {
+    const COUNT: usize = 300;
+    let folder = tempfile::tempdir().unwrap();
+    let data = format!("file://{}", folder.path().display());
+    let mut cloud = Cloud::start_with(&data, &["--set", "log.default_partitions=3"]);
+    drop(Reader::new(cloud.kafka, TOPIC));
+    let (told, rebalances) = mpsc::sync_channel(100);
+    let consumer: BaseConsumer<Rebalances> = ClientConfig::new()
+        .set("bootstrap.servers", cloud.kafka.to_string())
+        .set("group.id", "lasting")
+        .set("auto.offset.reset", "earliest")
+        // Commits nothing while this test runs.
+        .set("auto.commit.interval.ms", "60000")
+        .set("heartbeat.interval.ms", "200")
+        .set("reconnect.backoff.max.ms", "200")
+        .create_with_context(Rebalances(told))
+        .unwrap();
+    consumer.subscribe(&[TOPIC]).unwrap();
+    let mut seen: HashMap<(i32, i64), usize> = HashMap::new();
+    for round in 1..=3 {
+        let (told, deliveries) = mpsc::sync_channel(COUNT);
+        produce_numbers(cloud.kafka, 3, COUNT, told);
+        assert!(deliveries.iter().take(COUNT).all(|told| told.is_ok()));
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while seen.len() < round * COUNT {
+            assert!(Instant::now() < deadline, "{} of {}", seen.len(), round * COUNT);
+            // Errors (the cloud is not there) and other events: librdkafka goes on by itself.
+            if let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) {
+                let at = (message.partition(), message.offset());
+                assert_eq!(seen.insert(at, round), None, "{at:?} twice");
+            }
+        }
+        if round < 3 {
+            cloud.process.kill();
+            cloud = cloud.restart();
+        }
+    }
+    // It is still the member that it was.
+    consumer.commit_consumer_state(CommitMode::Sync).expect("a commit");
+    assert!(consumer.poll(Duration::from_secs(1)).is_none_or(|polled| polled.is_err()));
+    assert_eq!(rebalances.try_iter().collect::<Vec<_>>(), ["assigned"]);
 }

@@ -177,6 +177,8 @@ impl State {
                 old_id.clone_into(&mut answer.leader);
                 answer.members.clear();
             }
+            // A restart that forgot the new id would fence its owner.
+            actions.push(Action::Store);
             actions.push(Action::Joined(ticket, Ok(answer)));
         } else {
             member.joining = Some(ticket);

@@ -1,7 +1,8 @@
 //! Consumer groups of the classic protocol: who is a member, who gets what, what has been read.
 //!
 //! Holds: a handle to all groups, one task a group that is in use. A task hands every event to `state` (pure), which
-//! answers what to send to whom; offsets are durable in the log before anybody is told.
+//! answers what to send to whom; offsets and generations are durable in the log before anybody is told. A restart reads a
+//! group when it is first asked for: until then, questions wait.
 //! In: joins, syncs, heartbeats, leaves, commits. Out: answers. Change here: how groups are found, begun and ended.
 //! Not here: the rules of the protocol (`state`, `rebalance`), wire codes (`kafka::error`).
 
@@ -12,10 +13,11 @@ mod rebalance;
 mod state;
 #[cfg(test)]
 mod state_tests;
+mod stored;
 mod task;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -168,13 +170,15 @@ impl Groups {
 
     /// As operators see it; `None`: there is no such group.
     pub async fn describe(&self, group: &str) -> Result<Option<Description>, GroupError> {
-        if self.running(group).is_some() {
+        let record = stored::get(&self.shared.log, group).await?.map(|stored| stored.record);
+        // A group that had members has them still, or finds out.
+        let had_members = record.as_ref().is_some_and(|record| record.empty_since_ms.is_none());
+        if had_members || self.running(group).is_some() {
             let description = self.ask(group, Command::Describe).await?;
             if !description.members.is_empty() || description.state != "Empty" {
                 return Ok(Some(description));
             }
         }
-        let record = offsets::record(&self.shared.log, group).await?;
         Ok(record.map(|record| Description {
             state: "Empty".to_owned(),
             protocol_type: record.protocol_type,
@@ -185,12 +189,15 @@ impl Groups {
     /// All groups by name, with or without members.
     pub async fn list(&self) -> Result<Vec<(String, Description)>, GroupError> {
         let mut found = BTreeMap::new();
-        for (group, record) in offsets::records(&self.shared.log).await? {
+        let mut running: BTreeSet<String> = self.lock().keys().cloned().collect();
+        for (group, record) in stored::records(&self.shared.log).await? {
+            if record.empty_since_ms.is_none() {
+                running.insert(group.clone());
+            }
             let protocol_type = record.protocol_type;
             let state = "Empty".to_owned();
             found.insert(group, Description { state, protocol_type, ..Description::default() });
         }
-        let running: Vec<String> = self.lock().keys().cloned().collect();
         for group in running {
             if let Some(description) = self.describe(&group).await? {
                 found.insert(group, description);
@@ -292,7 +299,7 @@ impl Groups {
     }
 
     async fn expire(&self, retention_ms: i64) -> Result<(), GroupError> {
-        for (group, record) in offsets::records(&self.shared.log).await? {
+        for (group, record) in stored::records(&self.shared.log).await? {
             let oldest = task::wall_ms().saturating_sub(retention_ms);
             if record.empty_since_ms.is_none_or(|since| since <= oldest) {
                 self.ask(&group, |answer| Command::Expire(retention_ms, answer)).await?;

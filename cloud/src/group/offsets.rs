@@ -1,15 +1,13 @@
-//! Committed offsets and what is remembered of a group, as durable state of the log.
+//! Committed offsets, as durable state of the log.
 //!
 //! ```text
 //! space GroupOffset: group length u16 | group | stream u32 | partition u32
 //!                 -> 1 u8 | offset i64 | leader epoch i32 | committed at, ms i64 | metadata
-//! space Group:       group -> JSON GroupRecord
 //! ```
 //! All of a group lives in its home shard. In: commits. Out: writes for the log, and what was read back.
-//! Not here: who may commit (`state`), when offsets expire (`task`).
+//! Not here: who may commit (`state`), when offsets expire (`task`), members (`stored`).
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::{ScanLimit, Write},
@@ -32,14 +30,6 @@ pub struct CommittedOffset {
     pub committed_ms: i64,
     /// Free text of the client.
     pub metadata: String,
-}
-
-/// What is remembered of a group beside its offsets.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct GroupRecord {
-    pub(super) protocol_type: String,
-    /// Since when it has no members, ms since 1970; `None`: it had some when this was written.
-    pub(super) empty_since_ms: Option<i64>,
 }
 
 pub(super) fn key(group: &str, partition: PartitionId) -> Bytes {
@@ -114,40 +104,6 @@ pub(super) async fn all(
             }
         }
     }
-}
-
-pub(super) fn put_record(group: &str, record: &GroupRecord) -> Write {
-    let value = serde_json::to_vec(record).unwrap_or_default();
-    Write::Put(Log::state_key(StateSpace::Group, group.as_bytes()), value.into())
-}
-
-pub(super) fn delete_record(group: &str) -> Write {
-    Write::Delete(Log::state_key(StateSpace::Group, group.as_bytes()))
-}
-
-pub(super) async fn record(log: &Log, group: &str) -> Result<Option<GroupRecord>, LogError> {
-    let value = log.state_get(log.home_shard(group), StateSpace::Group, group.as_bytes()).await?;
-    Ok(value.map(|value| serde_json::from_slice(&value).unwrap_or_default()))
-}
-
-/// Every group that is remembered, of all shards.
-pub(super) async fn records(log: &Log) -> Result<Vec<(String, GroupRecord)>, LogError> {
-    let mut found = Vec::new();
-    for shard in 0..log.shards() {
-        let mut after: Option<Bytes> = None;
-        loop {
-            let shard = crate::engine::ShardId(shard);
-            let page =
-                log.state_scan(shard, StateSpace::Group, &[], after.as_deref(), PAGE).await?;
-            let Some((last, _)) = page.last() else { break };
-            after = Some(last.clone());
-            found.extend(page.iter().map(|(key, value)| {
-                let record = serde_json::from_slice(value).unwrap_or_default();
-                (String::from_utf8_lossy(key).into_owned(), record)
-            }));
-        }
-    }
-    Ok(found)
 }
 
 #[cfg(test)]

@@ -155,6 +155,7 @@ impl State {
             member.touch(now);
             tickets.extend(member.syncing.take().map(|ticket| (id.clone(), ticket)));
         }
+        actions.push(Action::Store);
         for (id, ticket) in tickets {
             actions.push(Action::Synced(ticket, Ok(self.share_of(&id))));
         }

@@ -27,6 +27,8 @@ pub(super) struct Ticket(pub(super) u64);
 /// What the task does.
 #[derive(Debug)]
 pub(super) enum Action {
+    /// Remembers the group as it is now, before it does what comes after this.
+    Store,
     Joined(Ticket, Result<Joined, GroupError>),
     Synced(Ticket, Result<Synced, GroupError>),
 }
@@ -273,6 +275,13 @@ impl State {
         }
         member.touch(now);
         if syncing { Err(GroupError::RebalanceInProgress) } else { Ok(()) }
+    }
+
+    /// Time that the group itself was kept waiting is not its members' silence.
+    pub(super) fn excuse(&mut self, waited: Millis) {
+        for member in self.members.values_mut() {
+            member.expires += waited;
+        }
     }
 
     /// Nobody is in it or about to be.

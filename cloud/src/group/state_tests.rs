@@ -47,15 +47,16 @@ fn word(error: &GroupError) -> String {
 
 /// `(ticket, "generation leader" or the error)`
 fn told(actions: Vec<Action>) -> Vec<(u64, String)> {
-    let told = actions.into_iter().map(|action| match action {
+    let told = actions.into_iter().filter_map(|action| match action {
+        Action::Store => None,
         Action::Joined(Ticket(n), Ok(joined)) => {
-            (n, format!("{} {}", joined.generation, joined.leader))
+            Some((n, format!("{} {}", joined.generation, joined.leader)))
         }
         Action::Synced(Ticket(n), Ok(synced)) => {
-            (n, String::from_utf8_lossy(&synced.assignment).into_owned())
+            Some((n, String::from_utf8_lossy(&synced.assignment).into_owned()))
         }
         Action::Joined(Ticket(n), Err(error)) | Action::Synced(Ticket(n), Err(error)) => {
-            (n, word(&error))
+            Some((n, word(&error)))
         }
     });
     told.collect()
@@ -196,6 +197,40 @@ fn a_static_member_comes_back_without_a_rebalance_and_fences_its_old_self() {
     assert!(left.is_ok());
     assert!(group.state.is_empty());
     assert_eq!(group.state.describe().state, "Empty");
+}
+
+#[test]
+fn a_group_that_was_stored_goes_on_and_gives_everyone_a_session() {
+    let mut group = Group::of_two();
+    let stored = group.state.to_stored(None);
+    group.state = State::from_stored(LIMITS, 1_000, stored.clone());
+    assert_eq!(group.state.to_stored(None), stored);
+    assert_eq!(group.state.next_deadline(), Some(1_100));
+    assert_eq!(group.beat(1_001, &member("b"), 2), "Ok");
+    assert_eq!(group.beat(1_001, &member("b"), 1), "IllegalGeneration");
+    assert_eq!(group.sync(1_001, member("b"), 2, &[]), [(6, "B".into())]);
+    // A member that does not come back ends as ever.
+    assert_eq!(group.tick(1_100), []);
+    assert_eq!(group.join(1_100, &join(member("b")), ""), [(7, "3 b".into())]);
+    // Between generations nobody's membership is sure.
+    let stored = group.state.to_stored(None);
+    let state = State::from_stored(LIMITS, 0, stored);
+    assert_eq!((state.generation, state.members.len()), (3, 0));
+    assert_eq!(state.describe().state, "Empty");
+}
+
+#[test]
+fn answers_that_a_restart_must_know_come_after_the_store() {
+    let stores = |actions: Vec<Action>| matches!(actions[..], [Action::Store, _]);
+    let mut state = State::new(LIMITS);
+    state.join(0, &join(fixed("", "i")), "a".into(), Ticket(1));
+    let sync = Sync { member: fixed("a", "i"), generation: 1, ..Sync::default() };
+    assert!(stores(state.sync(0, sync, Ticket(2))));
+    assert!(stores(state.join(1, &join(fixed("", "i")), "a2".into(), Ticket(3))));
+    // The owner of the new id is not fenced after it.
+    let mut state = State::from_stored(LIMITS, 0, state.to_stored(None));
+    assert!(state.heartbeat(1, &fixed("a2", "i"), 1).is_ok());
+    assert!(matches!(state.heartbeat(1, &fixed("a", "i"), 1), Err(GroupError::FencedInstance)));
 }
 
 #[test]

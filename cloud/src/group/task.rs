@@ -1,10 +1,11 @@
-//! The task of one group: commands in, `state` decides, answers out; deadlines; offsets to the log.
+//! The task of one group: commands in, `state` decides, answers out; deadlines; offsets and generations to the log.
 //!
-//! In: [`Command`]s over a bounded queue. Out: answers, commits. Ends itself when the group has been empty and quiet.
+//! In: [`Command`]s over a bounded queue. Out: answers, commits. Begins with what the log remembers of the group. Ends itself
+//! when the group has been empty and quiet, and when it cannot store: then what is stored is true, not what it thinks.
 //! Change here: how a group is run. Not here: rules (`state`), finding the task (`super`).
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -16,12 +17,13 @@ use tokio::{
 use super::{
     Shared,
     exchange::{Description, GroupError, Join, Joined, MemberRef, Sync, Synced},
-    offsets::{self, CommittedOffset, GroupRecord},
+    offsets::{self, CommittedOffset},
     state::{Action, Limits, State, Ticket},
+    stored::{self, GroupRecord, Stored},
 };
 use crate::{
     engine::Write,
-    log::{PartitionId, Pending, Transaction},
+    log::{Committed, LogError, PartitionId, Pending, Transaction},
 };
 
 /// An empty group's task ends after so long without a command.
@@ -29,6 +31,9 @@ const QUIET: Duration = Duration::from_secs(30);
 
 /// Writes of one transaction that removes offsets.
 const REMOVALS: usize = 500;
+
+/// Answers that may wait for the log; more are refused.
+const HELD_MAX: usize = 10_000;
 
 /// Where an answer goes.
 pub(super) type Answer<T> = oneshot::Sender<Result<T, GroupError>>;
@@ -53,6 +58,12 @@ pub(super) fn wall_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as i64)
 }
 
+/// What is told when the group as it was is durable.
+struct Held {
+    durable: Pending,
+    answers: Vec<Action>,
+}
+
 pub(super) struct Task {
     group: String,
     shared: std::sync::Arc<Shared>,
@@ -64,6 +75,9 @@ pub(super) struct Task {
     syncs: HashMap<Ticket, Answer<Synced>>,
     /// As last written.
     record: Option<GroupRecord>,
+    /// In the order of the log; while there are any, time stands still for the members.
+    held: VecDeque<Held>,
+    held_since: u64,
 }
 
 impl Task {
@@ -86,13 +100,19 @@ impl Task {
             joins: HashMap::new(),
             syncs: HashMap::new(),
             record: None,
+            held: VecDeque::new(),
+            held_since: 0,
         }
     }
 
-    /// Runs until the group is empty and quiet, or the process stops.
+    /// Runs until the group is empty and quiet, cannot be stored, or the process stops.
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        match offsets::record(&self.shared.log, &self.group).await {
-            Ok(record) => self.record = record,
+        match stored::get(&self.shared.log, &self.group).await {
+            Ok(None) => {}
+            Ok(Some(stored)) => {
+                self.record = Some(stored.record.clone());
+                self.state = State::from_stored(self.state.limits, self.now(), stored);
+            }
             Err(error) => {
                 tracing::warn!(group = self.group, %error, "group cannot be read");
                 return;
@@ -103,35 +123,52 @@ impl Task {
                 Some(at) => self.started + Duration::from_millis(at),
                 None => Instant::now() + QUIET,
             };
-            tokio::select! {
+            let done = tokio::select! {
                 biased;
                 () = self.shared.stop.cancelled() => return,
+                durable = next_durable(&mut self.held), if !self.held.is_empty() => {
+                    self.release(durable)
+                }
                 command = commands.recv() => match command {
                     Some(command) => self.obey(command).await,
                     None => return,
                 },
-                () = sleep_until(wake) => {
+                () = sleep_until(wake), if self.held.is_empty() => {
                     if self.state.is_empty() && self.state.next_deadline().is_none() {
                         self.shared.forget(&self.group);
                         // Those that came since are answered "restarting" by being dropped.
                         return;
                     }
+                    Ok(())
                 }
+            };
+            if let Err(error) = match done {
+                Ok(()) => self.after().await,
+                failed => failed,
+            } {
+                tracing::warn!(group = self.group, %error, "group not stored, it begins anew");
+                self.shared.forget(&self.group);
+                return;
             }
-            let now = self.now();
-            if self.state.next_deadline().is_some_and(|at| at <= now) {
-                let actions = self.state.tick(now);
-                self.act(actions);
-            }
-            self.remember().await;
         }
+    }
+
+    /// What is due after everything.
+    async fn after(&mut self) -> Result<(), GroupError> {
+        let now = self.now();
+        if self.held.is_empty() && self.state.next_deadline().is_some_and(|at| at <= now) {
+            let actions = self.state.tick(now);
+            self.act(actions).await?;
+        }
+        self.remember().await;
+        Ok(())
     }
 
     fn now(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
     }
 
-    async fn obey(&mut self, command: Command) {
+    async fn obey(&mut self, command: Command) -> Result<(), GroupError> {
         let now = self.now();
         match command {
             Command::Join(join, answer) => {
@@ -141,13 +178,13 @@ impl Task {
                 let name: String = name.chars().take(128).collect();
                 let fresh_id = format!("{name}-{}", uuid::Uuid::new_v4());
                 let actions = self.state.join(now, &join, fresh_id, ticket);
-                self.act(actions);
+                self.act(actions).await?;
             }
             Command::Sync(sync, answer) => {
                 let ticket = self.ticket();
                 self.syncs.insert(ticket, answer);
                 let actions = self.state.sync(now, sync, ticket);
-                self.act(actions);
+                self.act(actions).await?;
             }
             Command::Heartbeat(who, generation, answer) => {
                 say(answer, self.state.heartbeat(now, &who, generation));
@@ -157,7 +194,7 @@ impl Task {
                 for member in &members {
                     let (result, actions) = self.state.leave(now, member);
                     results.push(result);
-                    self.act(actions);
+                    self.act(actions).await?;
                 }
                 say(answer, Ok(results));
             }
@@ -177,6 +214,7 @@ impl Task {
                 say(answer, self.expire(retention_ms).await);
             }
         }
+        Ok(())
     }
 
     fn ticket(&mut self) -> Ticket {
@@ -184,21 +222,67 @@ impl Task {
         Ticket(self.tickets)
     }
 
-    fn act(&mut self, actions: Vec<Action>) {
+    async fn act(&mut self, actions: Vec<Action>) -> Result<(), GroupError> {
         for action in actions {
-            match action {
-                Action::Joined(ticket, result) => {
-                    if let Some(answer) = self.joins.remove(&ticket) {
-                        say(answer, result);
-                    }
+            if matches!(action, Action::Store) {
+                self.store().await?;
+                continue;
+            }
+            // Errors promise nothing.
+            let promise = matches!(action, Action::Joined(_, Ok(_)) | Action::Synced(_, Ok(_)));
+            let waiting: usize = self.held.iter().map(|held| held.answers.len()).sum();
+            match self.held.back_mut() {
+                Some(_) if promise && waiting >= HELD_MAX => self.tell(refused(action)),
+                Some(held) if promise => held.answers.push(action),
+                _ => self.tell(action),
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, action: Action) {
+        match action {
+            Action::Store => {}
+            Action::Joined(ticket, result) => {
+                if let Some(answer) = self.joins.remove(&ticket) {
+                    say(answer, result);
                 }
-                Action::Synced(ticket, result) => {
-                    if let Some(answer) = self.syncs.remove(&ticket) {
-                        say(answer, result);
-                    }
+            }
+            Action::Synced(ticket, result) => {
+                if let Some(answer) = self.syncs.remove(&ticket) {
+                    say(answer, result);
                 }
             }
         }
+    }
+
+    fn stored(&self) -> Stored {
+        self.state.to_stored(self.state.members.is_empty().then(wall_ms))
+    }
+
+    /// Hands the group as it is to the log; promises from now on wait for it.
+    async fn store(&mut self) -> Result<(), GroupError> {
+        if self.held.is_empty() {
+            self.held_since = self.now();
+        }
+        let stored = self.stored();
+        let durable = self.submit(vec![stored::put(&self.group, &stored)]).await?;
+        self.record = Some(stored.record);
+        self.held.push_back(Held { durable, answers: Vec::new() });
+        Ok(())
+    }
+
+    /// The oldest store is durable, or failed.
+    fn release(&mut self, durable: Result<Committed, LogError>) -> Result<(), GroupError> {
+        durable?;
+        let answers = self.held.pop_front().map(|held| held.answers);
+        if self.held.is_empty() {
+            self.state.excuse(self.now().saturating_sub(self.held_since));
+        }
+        for answer in answers.into_iter().flatten() {
+            self.tell(answer);
+        }
+        Ok(())
     }
 
     async fn submit(&self, writes: Vec<Write>) -> Result<Pending, GroupError> {
@@ -216,10 +300,9 @@ impl Task {
             .map(|(partition, committed)| offsets::put(&self.group, *partition, committed))
             .collect();
         if self.record.is_none() {
-            let record =
-                GroupRecord { protocol_type: String::new(), empty_since_ms: Some(wall_ms()) };
-            writes.push(offsets::put_record(&self.group, &record));
-            self.record = Some(record);
+            let stored = self.stored();
+            writes.push(stored::put(&self.group, &stored));
+            self.record = Some(stored.record);
         }
         self.submit(writes).await
     }
@@ -231,16 +314,9 @@ impl Task {
         if has_members == was_active {
             return;
         }
-        let record = GroupRecord {
-            protocol_type: self.state.protocol_type.clone(),
-            empty_since_ms: (!has_members).then(wall_ms),
-        };
-        // A restart leaves "active" behind: that is known when nobody has joined since, and means empty since the start.
-        if !has_members && self.state.generation == 0 {
-            return;
-        }
-        match self.submit(vec![offsets::put_record(&self.group, &record)]).await {
-            Ok(_unwatched) => self.record = Some(record),
+        let stored = self.stored();
+        match self.submit(vec![stored::put(&self.group, &stored)]).await {
+            Ok(_unwatched) => self.record = Some(stored.record),
             Err(error) => tracing::warn!(group = self.group, %error, "group record not written"),
         }
     }
@@ -270,7 +346,7 @@ impl Task {
             .map(|partition| Write::Delete(offsets::key(&self.group, *partition)))
             .collect();
         if record_too {
-            writes.push(offsets::delete_record(&self.group));
+            writes.push(stored::delete(&self.group));
         }
         for some in writes.chunks(REMOVALS) {
             let transaction = Transaction { writes: some.to_vec(), ..Transaction::default() };
@@ -301,6 +377,22 @@ impl Task {
             .partition(|(_, committed)| committed.committed_ms < oldest);
         let old: Vec<PartitionId> = old.into_iter().map(|(partition, _)| partition).collect();
         self.remove(&old, kept.is_empty()).await
+    }
+}
+
+/// Waits for the oldest that is held.
+async fn next_durable(held: &mut VecDeque<Held>) -> Result<Committed, LogError> {
+    match held.front_mut() {
+        Some(held) => (&mut held.durable).await.unwrap_or(Err(LogError::Closed)),
+        None => std::future::pending().await,
+    }
+}
+
+fn refused(action: Action) -> Action {
+    match action {
+        Action::Store => Action::Store,
+        Action::Joined(ticket, _) => Action::Joined(ticket, Err(GroupError::Restarting)),
+        Action::Synced(ticket, _) => Action::Synced(ticket, Err(GroupError::Restarting)),
     }
 }
 

@@ -7,7 +7,10 @@ use crate::{
     group,
     kafka::{
         frame::{text, wire::*},
-        schema::{DELETE_GROUPS, HEARTBEAT, JOIN_GROUP, OFFSET_COMMIT, OFFSET_FETCH, SYNC_GROUP},
+        schema::{
+            DELETE_GROUPS, DESCRIBE_GROUPS, HEARTBEAT, JOIN_GROUP, LEAVE_GROUP, LIST_GROUPS,
+            OFFSET_COMMIT, OFFSET_FETCH, SYNC_GROUP,
+        },
     },
     log::testing::test_log,
 };
@@ -128,12 +131,58 @@ async fn committed_offsets_survive_a_restart_of_the_groups() {
             client.ask(OFFSET_COMMIT, 7, &commit(generation, member, 42)).await;
         assert_eq!(answer.topics[0].partitions[0].error_code, code);
     }
-    let again = Server::over(server.log.clone(), at_once()).await;
+    let again = server.restarted().await;
     let mut client = again.client().await;
     assert_eq!(committed(&mut client).await, 42);
-    // The member of before is unknown now, and joins anew.
+}
+
+#[tokio::test]
+async fn members_do_not_notice_a_restart_of_the_groups() {
+    let server = Server::over(test_log(2).await.unwrap(), at_once()).await;
+    server.topic("t", 1).await;
+    let mut client = server.client().await;
+    let joined = enter(&mut client).await;
+    let shares = [(joined.member_id.as_str(), &b"all"[..])];
+    let _: SyncGroupResponse = client.ask(SYNC_GROUP, 3, &sync(&joined, &shares)).await;
+
+    let server = server.restarted().await;
+    let mut client = server.client().await;
+    // Operators see it before its members have said anything.
+    let request = DescribeGroupsRequest::default().with_groups(vec![GroupId(text("g"))]);
+    let seen: DescribeGroupsResponse = client.ask(DESCRIBE_GROUPS, 3, &request).await;
+    let group = &seen.groups[0];
+    assert_eq!((&group.group_state[..], &group.protocol_data[..]), ("Stable", "range"));
+    assert_eq!(group.members[0].member_assignment, "all");
+    let request = ListGroupsRequest::default();
+    let listed: ListGroupsResponse = client.ask(LIST_GROUPS, 4, &request).await;
+    assert_eq!(&listed.groups[0].group_state[..], "Stable");
+
+    let server = server.restarted().await;
+    let mut client = server.client().await;
+    assert_eq!(heartbeat(&mut client, &joined).await, 0);
+    for (generation, code) in [(joined.generation_id, 0), (joined.generation_id - 1, 22)] {
+        let request = commit(generation, &joined.member_id, 7);
+        let answer: OffsetCommitResponse = client.ask(OFFSET_COMMIT, 7, &request).await;
+        assert_eq!(answer.topics[0].partitions[0].error_code, code);
+    }
+    assert_eq!(committed(&mut client).await, 7);
+    let synced: SyncGroupResponse = client.ask(SYNC_GROUP, 3, &sync(&joined, &[])).await;
+    assert_eq!((synced.error_code, &synced.assignment[..]), (0, &b"all"[..]));
+
+    // Who has left is not there after a restart; generations go on.
+    let request = LeaveGroupRequest::default()
+        .with_group_id(GroupId(text("g")))
+        .with_member_id(joined.member_id.clone());
+    let left: LeaveGroupResponse = client.ask(LEAVE_GROUP, 2, &request).await;
+    assert_eq!(left.error_code, 0);
+    // What follows in the log is durable after it.
+    let answer: OffsetCommitResponse = client.ask(OFFSET_COMMIT, 7, &commit(-1, "", 8)).await;
+    assert_eq!(answer.topics[0].partitions[0].error_code, 0);
+    let server = server.restarted().await;
+    let mut client = server.client().await;
     assert_eq!(heartbeat(&mut client, &joined).await, 25);
-    assert_eq!(enter(&mut client).await.error_code, 0);
+    let again = enter(&mut client).await;
+    assert_eq!((again.error_code, again.generation_id), (0, joined.generation_id + 2));
 }
 
 #[tokio::test]

@@ -53,6 +53,15 @@ impl Server {
         Self { log, address, stop }
     }
 
+    /// The head is gone without a word; another over the same log, without what was in memory.
+    async fn restarted(self) -> Self {
+        let log = self.log.clone();
+        drop(self);
+        let groups =
+            group::Settings { initial_rebalance_delay_ms: 0, ..group::Settings::default() };
+        Self::over(log, groups).await
+    }
+
     async fn client(&self) -> Wire {
         Wire { socket: TcpStream::connect(self.address).await.unwrap(), correlation: 0 }
     }
