@@ -161,6 +161,10 @@ impl State {
                     open.tail.erased = open.tail.erased.max(to);
                     open.tail.bytes_erased += bytes;
                     group.writes.push(Write::Put(keys::tail(partition), open.tail.encode()));
+                    // An append of the same group puts its copy of the tail behind this one.
+                    if let Some((_, tail)) = group.tails.get_mut(&partition) {
+                        *tail = open.tail;
+                    }
                 }
             }
             Change::Clear { partition, keys } => {

@@ -218,6 +218,7 @@ impl Inner {
         bytes: usize,
     ) -> Result<Pending, LogError> {
         let handle = self.handle(shard)?;
+        let opening = handle.slot.read_mark();
         let permits = u32::try_from(bytes.div_ceil(ROOM_UNIT)).unwrap_or(u32::MAX);
         let room = match permits.min(handle.room_permits) {
             0 => None,
@@ -227,7 +228,7 @@ impl Inner {
             }
         };
         let (to, pending) = oneshot::channel();
-        let request = Request { change, answer: Answer::new(to), room };
+        let request = Request { change, opening, answer: Answer::new(to), room };
         match handle.requests.send(request).await {
             Ok(()) => Ok(pending),
             Err(_) => Err(handle.slot.refusal()),

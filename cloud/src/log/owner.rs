@@ -24,7 +24,7 @@ use super::{
     guard::{Edge, Producer},
     keys, now_ms,
     partition::{Cache, Partition},
-    slot::{Place, Slot},
+    slot::{Place, ReadMark, Slot, reopened},
     stored::Tail,
 };
 use crate::engine::{CommitId, Engine, EngineError, ScanLimit, Shard, ShardId};
@@ -52,6 +52,8 @@ pub(super) struct Shared {
 /// One queued change.
 pub(super) struct Request {
     pub change: Change,
+    /// The opening it was made for: what came before it may be lost in another.
+    pub opening: ReadMark,
     pub answer: Answer,
     /// Its share of the bytes that may be on the way.
     pub room: Option<OwnedSemaphorePermit>,
@@ -246,6 +248,7 @@ async fn write(
                 return Ok(());
             }
         }
+        refuse_stale(slot, &mut taken);
         let unknown = unknown(state, &taken);
         learn(shard.as_ref(), state, unknown).await?;
         let mut rest = taken.drain(..).peekable();
@@ -263,6 +266,15 @@ async fn write(
         }
         drop(rest);
         state.shrink();
+    }
+}
+
+/// A request that waited while the shard was opened anew may build on one that was lost with the old opening: it must not
+/// take effect without it.
+fn refuse_stale(slot: &Slot, taken: &mut Vec<Request>) {
+    let opening = slot.read_mark();
+    for request in taken.extract_if(.., |request| request.opening != opening) {
+        request.answer.send(Err(reopened()));
     }
 }
 
@@ -314,7 +326,7 @@ fn compose(state: &mut State, rest: &mut impl Iterator<Item = Request>) -> Fligh
     let mut bytes = 0;
     let now = now_ms();
     while bytes < GROUP_BYTES {
-        let Some(Request { change, answer, room }) = rest.next() else { break };
+        let Some(Request { change, answer, room, .. }) = rest.next() else { break };
         if let Change::Apply(prepared) = &change {
             bytes += prepared.appends.iter().map(|a| a.batch.bytes().len()).sum::<usize>();
         }

@@ -220,14 +220,10 @@ impl Inner {
             }
             let range = ByOffset::Records.range(partition.id, erased..start);
             let found = self.scan(partition.shard, range, STEP).await?;
-            let full = found.len() >= STEP.entries
-                || found.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>() * 2 >= STEP.bytes;
             let bytes = found.iter().map(|(_, value)| value.len() as u64).sum();
             let last = found.last().and_then(|(key, _)| ByOffset::Records.offset(key));
-            let to = match last {
-                Some(last) if full => last + 1,
-                _ => start,
-            };
+            // Only an empty page says that nothing is left below the start.
+            let to = last.map_or(start, |last| last + 1);
             let mut keys: Vec<_> = found.into_iter().map(|(key, _)| key).collect();
             keys.extend(self.index_keys(partition, erased..to).await?);
             let change = Change::Erase { partition: partition.id, keys, to, bytes };

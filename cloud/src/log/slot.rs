@@ -26,8 +26,8 @@ struct Progress {
     landed: u64,
 }
 
-/// Which opening a read was made in.
-#[derive(Debug, Clone, Copy)]
+/// Which opening a read or a request was made in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ReadMark(u64);
 
 /// What became of the shard.
@@ -66,7 +66,7 @@ impl Slot {
         }
     }
 
-    /// Taken before a read of what may not be durable yet.
+    /// Taken before a read of what may not be durable yet, and before a request waits for room.
     pub(super) fn read_mark(&self) -> ReadMark {
         ReadMark(self.progress.borrow().opening)
     }
@@ -98,6 +98,6 @@ impl Slot {
     }
 }
 
-fn reopened() -> LogError {
-    LogError::Engine(EngineError::Store("the shard was opened anew during the read".into()))
+pub(super) fn reopened() -> LogError {
+    LogError::Engine(EngineError::Store("the shard was opened anew meanwhile".into()))
 }

@@ -66,6 +66,7 @@ impl State {
             expires_ms: None,
         });
         let places: Vec<Place> = queues.into_iter().filter_map(|to| self.place(to, None)).collect();
+        self.plan.bytes += message.size();
         self.plan.items.push(Item::Known(Known { message, at: ready.at, altered: true, places }));
     }
 

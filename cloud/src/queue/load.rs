@@ -30,8 +30,11 @@ pub(super) async fn load(log: &Log, home: ShardId, load: Load) -> Result<Loaded,
     let limit = ScanLimit { entries: ENTRIES, bytes: 1024 * 1024 };
     let prefix = load.queue.0.to_be_bytes();
     let found = log.state_scan(home, StateSpace::Queue, &prefix, after.as_deref(), limit).await?;
-    let whole = found.len() < ENTRIES;
     let mut loaded = Loaded { load, messages: Vec::new(), lost: Vec::new(), until: load.from };
+    if found.is_empty() {
+        // Only an empty page says that nothing follows: a page also ends at its bytes.
+        loaded.until = load.until;
+    }
     let mut records = Records { log, batches: HashMap::new() };
     let mut size = 0;
     for (key, value) in found {
@@ -62,9 +65,6 @@ pub(super) async fn load(log: &Log, home: ShardId, load: Load) -> Result<Loaded,
             None => loaded.lost.push(position),
         }
         loaded.until = position + 1;
-    }
-    if whole {
-        loaded.until = load.until;
     }
     Ok(loaded)
 }

@@ -368,7 +368,7 @@ impl Owner {
             Ok(loaded) => self.state.loaded(loaded, wall_ms()),
             Err(error) => {
                 tracing::error!(%error, "backlog not read");
-                self.state.load_failed(load);
+                self.state.load_failed(load, wall_ms());
             }
         }
     }

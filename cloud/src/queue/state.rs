@@ -26,6 +26,9 @@ use super::{
 };
 use crate::log::{Offset, PartitionId, StateSpace};
 
+/// A backlog that could not be read is asked for again after so long.
+const LOAD_AGAIN_MS: i64 = 500;
+
 /// See the module.
 pub struct State {
     pub(super) name: Arc<str>,
@@ -283,12 +286,13 @@ impl State {
         self.touch(id);
     }
 
-    /// A backlog could not be read: it is asked for again with the next delivery.
-    pub fn load_failed(&mut self, load: Load) {
+    /// A backlog could not be read: it is asked for again a moment later.
+    pub fn load_failed(&mut self, load: Load, now_ms: i64) {
         if let Some(queue) = self.queues.get_mut(&load.queue)
             && queue.loading == Some(load.number)
         {
             queue.loading = None;
+            self.deadlines.insert((now_ms.saturating_add(LOAD_AGAIN_MS), load.queue));
         }
     }
 

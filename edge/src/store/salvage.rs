@@ -66,6 +66,9 @@ fn try_salvage(from: &Path, to: &Connection) -> Result<u64, Error> {
     }
     to.execute_batch(
         "BEGIN IMMEDIATE;
+         DELETE FROM queue WHERE session NOT IN (SELECT id FROM session);
+         DELETE FROM received WHERE session NOT IN (SELECT id FROM session);
+         DELETE FROM subscription WHERE session NOT IN (SELECT id FROM session);
          INSERT OR REPLACE INTO refs SELECT batch, count(*) FROM queue
            WHERE batch IN (SELECT id FROM batch) GROUP BY batch;
          DELETE FROM batch WHERE id < (1 << 48) AND id NOT IN (SELECT batch FROM refs);

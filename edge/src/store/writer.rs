@@ -160,7 +160,7 @@ impl Writer {
     /// One transaction, durable when this returns.
     fn commit(&mut self, group: Vec<Command>, marks: Vec<(u16, Mark)>) -> Result<(), Error> {
         let began = Instant::now();
-        let before = self.state.clone();
+        let mut before = self.state.clone();
         let mut tries = 0;
         let (answers, dropped) = loop {
             match self.try_commit(&group, &marks) {
@@ -176,6 +176,7 @@ impl Writer {
                     }
                     tracing::error!(%error, "no room: dropping what lanes may drop");
                     self.make_room()?;
+                    before = self.state.clone();
                 }
             }
         };
@@ -221,6 +222,13 @@ impl Writer {
         self.db.execute_batch("BEGIN IMMEDIATE")?;
         let mut merged = Vec::new();
         let mut work = Group::new(&self.db, &mut self.state);
+        // Before any row of this group is written: queue entries of new rows are not counted yet, and a merge would move
+        // the messages they point at.
+        for command in group {
+            if let Command::Merge { lane, after, .. } = command {
+                merged.push(merge::merge(work.db, work.state, *lane, *after)?);
+            }
+        }
         for command in group {
             match command {
                 Command::Apply { changes, .. } => {
@@ -228,14 +236,11 @@ impl Writer {
                         work.change(change)?;
                     }
                 }
-                Command::Merge { lane, after, .. } => {
-                    merged.push(merge::merge(work.db, work.state, *lane, *after)?);
-                }
                 Command::GiveUp { id, reason, .. } => {
                     let n = merge::give_up(work.db, work.state, *id, reason)?;
                     work.dropped.push(("given_up", n));
                 }
-                Command::Acked { .. } | Command::Stop { .. } => {}
+                Command::Merge { .. } | Command::Acked { .. } | Command::Stop { .. } => {}
             }
         }
         let mut synced = Vec::new();

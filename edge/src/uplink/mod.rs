@@ -57,6 +57,9 @@ tributary_shared::settings! {
     }
 }
 
+/// Bytes a second of a line that is still waited for.
+const SLOWEST_LINE: u64 = 1024;
+
 /// Rows that are read at once; as many small ones in a row are merged.
 const READ: usize = 32;
 
@@ -245,7 +248,9 @@ impl Connection<'_> {
             }
             let timeout = Duration::from_millis(self.up.settings.ack_timeout_ms);
             let late = self.window.oldest_unanswered();
-            let late = late.map(|entry| entry.sent.max(self.heard) + timeout);
+            // A large batch on a slow line takes its time; without that it would be sent again for ever.
+            let line = |bytes: usize| Duration::from_millis(bytes as u64 * 1000 / SLOWEST_LINE);
+            let late = late.map(|entry| entry.sent.max(self.heard) + timeout + line(entry.bytes));
             let tell = self.mark.is_some().then(|| self.told + MARK_EVERY);
             tokio::select! {
                 () = stop.cancelled() => return End::Stopped,

@@ -173,6 +173,7 @@ impl State {
             matched = true;
             let at = RecordAt { partition: routed.partition, offset: record.offset };
             let message = Arc::new(Message::from_record(&record.record, at, &routed.stream));
+            self.plan.bytes += message.size();
             let places: Vec<Place> =
                 queues.iter().filter_map(|id| self.place(*id, message.expires_ms)).collect();
             self.plan.items.push(Item::Known(Known { message, at, altered: false, places }));
