@@ -92,6 +92,8 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppErr
     status.set_ready(true);
     say(&ready);
     let outcome = tokio::select! {
+        // First: the heads stop by the same token, and that is no failure.
+        biased;
         () = stop.cancelled() => Ok(()),
         failure = tasks::failed() => Err(AppError::Part(failure.to_string())),
         shard = parts.log.lost() => Err(AppError::Lost(shard.0)),
