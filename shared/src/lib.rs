@@ -4,6 +4,7 @@
 //! the host stores a `record`.
 
 pub mod amqp;
+pub mod auth;
 pub mod backoff;
 pub mod clock;
 pub mod config;
