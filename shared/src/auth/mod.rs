@@ -11,6 +11,7 @@ pub mod certificate;
 pub mod password;
 mod pattern;
 pub mod rules;
+pub mod token;
 
 pub use rules::{Action, Permissions, Rule, Who};
 

@@ -85,9 +85,13 @@ pub enum Fault {
     Anonymous,
     #[error("the name occurs twice")]
     Twice,
-    #[error("the password is not hashed as $argon2id$v=19$ or $hmac-sha256$; see tributary-edge passwd")]
+    #[error(
+        "the password is not hashed as $argon2id$v=19$ or $hmac-sha256$; see tributary-edge passwd"
+    )]
     Form,
-    #[error("the hash asks for more than {MEMORY_KIB_MAX} KiB, {PASSES_MAX} passes or {LANES_MAX} lanes")]
+    #[error(
+        "the hash asks for more than {MEMORY_KIB_MAX} KiB, {PASSES_MAX} passes or {LANES_MAX} lanes"
+    )]
     Cost,
 }
 
@@ -185,7 +189,11 @@ impl Stored {
     pub fn parse(text: &str) -> Result<Self, Fault> {
         if let Some(rest) = text.strip_prefix(DEVICE) {
             let (salt, tag) = pair(rest)?;
-            return if tag.len() == HASH_BYTES { Ok(Self::Device { salt, tag }) } else { Err(Fault::Form) };
+            return if tag.len() == HASH_BYTES {
+                Ok(Self::Device { salt, tag })
+            } else {
+                Err(Fault::Form)
+            };
         }
         let rest = text.strip_prefix(PERSON).ok_or(Fault::Form)?;
         let (cost, rest) = rest.split_once('$').ok_or(Fault::Form)?;
@@ -283,8 +291,8 @@ pub fn edited(text: &str, user: &str, stored: Option<&Stored>) -> (String, bool)
     let mut found = false;
     let mut out = String::with_capacity(text.len() + 128);
     for line in text.lines() {
-        let is_user = !line.starts_with('#')
-            && line.split_once(':').is_some_and(|(name, _)| name == user);
+        let is_user =
+            !line.starts_with('#') && line.split_once(':').is_some_and(|(name, _)| name == user);
         if !is_user {
             out.push_str(line);
             out.push('\n');
@@ -304,7 +312,8 @@ mod tests {
     use super::*;
 
     /// Made by the reference implementation's command line tool (phc-winner-argon2): `argon2 somesalt -id -m 12 -t 2`.
-    const CHEAP: &str = "$argon2id$v=19$m=256,t=2,p=1$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4";
+    const CHEAP: &str =
+        "$argon2id$v=19$m=256,t=2,p=1$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4";
 
     #[test]
     fn hashes_of_the_reference_implementation_are_understood() {

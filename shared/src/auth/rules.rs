@@ -101,9 +101,10 @@ pub enum RuleFault {
 impl Permissions {
     /// From rules in order. No rules at all forbid everything.
     pub fn new(rules: &[Rule]) -> Result<Self, RuleError> {
-        let compiled = rules.iter().enumerate().map(|(at, rule)| {
-            compile(rule).map_err(|why| RuleError { number: at + 1, why })
-        });
+        let compiled = rules
+            .iter()
+            .enumerate()
+            .map(|(at, rule)| compile(rule).map_err(|why| RuleError { number: at + 1, why }));
         Ok(Self { rules: Some(compiled.collect::<Result<_, _>>()?) })
     }
 
@@ -143,9 +144,8 @@ impl Permissions {
     /// plain (`+ # / $`, control characters) is refused where rules use it.
     pub fn check_names(&self, who: Who<'_>) -> Result<(), Reason> {
         let Some(rules) = &self.rules else { return Ok(()) };
-        let uses = |which: fn(&Pattern) -> bool| {
-            rules.iter().flat_map(|rule| &rule.topics).any(which)
-        };
+        let uses =
+            |which: fn(&Pattern) -> bool| rules.iter().flat_map(|rule| &rule.topics).any(which);
         if !is_plain(who.client_id) && uses(|pattern| pattern.client_id) {
             return Err(Reason::CLIENT_ID_NOT_VALID);
         }
@@ -182,9 +182,8 @@ fn compile(rule: &Rule) -> Result<Compiled, RuleFault> {
     if rule.topics.is_empty() {
         return Err(RuleFault::Nothing);
     }
-    let topic = |text: &String| {
-        Pattern::parse(text).map_err(|why| RuleFault::Topic(text.clone(), why))
-    };
+    let topic =
+        |text: &String| Pattern::parse(text).map_err(|why| RuleFault::Topic(text.clone(), why));
     Ok(Compiled {
         who: rule.who.iter().map(|text| whom(text)).collect::<Result<_, _>>()?,
         action: rule.action,
@@ -216,11 +215,14 @@ impl fmt::Display for Rule {
                 who => write!(out, "{comma}{who}")?,
             }
         }
-        let (may, action) = (if self.allow { "may" } else { "may not" }, match self.action {
-            Action::Publish => "publish to",
-            Action::Subscribe => "subscribe to",
-            Action::Both => "publish and subscribe to",
-        });
+        let (may, action) = (
+            if self.allow { "may" } else { "may not" },
+            match self.action {
+                Action::Publish => "publish to",
+                Action::Subscribe => "subscribe to",
+                Action::Both => "publish and subscribe to",
+            },
+        );
         write!(out, " {may} {action} {}", self.topics.join(", "))
     }
 }
