@@ -3,16 +3,22 @@
 //! Holds: credentials and rules; no sessions, no sockets. A client proves a name, its *principal*, by one of three means
 //! (`certificate`, `password`, `token`), or has none and is *anonymous*; [`rules`] then say what that name may do.
 //! In: what a client showed. Out: an identity or a refusal, and [`Permissions`] for whoever decides.
-//! Files: password certificate token (means), cache throttle (cost and abuse of checking), identify (all means together),
+//! Files: password certificate token (means), cache throttle (cost and abuse of checking), files identify (all means together),
 //! pattern rules (rights).
 //! Change here: a new means, what rules can say. Not here: TLS (`net::tls`), sessions and what is refused how (`session`).
 
+mod cache;
 pub mod certificate;
+mod files;
+pub mod identify;
 pub mod password;
 mod pattern;
 pub mod rules;
+mod throttle;
 pub mod token;
 
+pub use files::LoadError;
+pub use identify::{Binding, Identities, Identity, Method, Refusal, Settings, Shown};
 pub use rules::{Action, Permissions, Rule, Who};
 
 /// What rules call clients without a name; nobody can be named so.

@@ -7,7 +7,10 @@
 //! One entry a line, salt and hash in base64 without padding; empty lines and lines that start with `#` are skipped.
 //! Change here: forms of stored passwords. Not here: when and how often a check may run (`identify`).
 
-use std::{collections::HashMap, fmt};
+use std::{
+    collections::HashMap,
+    fmt::{self, Write as _},
+};
 
 use argon2::{Algorithm, Argon2, Params, Version};
 use base64::{
@@ -297,12 +300,12 @@ pub fn edited(text: &str, user: &str, stored: Option<&Stored>) -> (String, bool)
             out.push_str(line);
             out.push('\n');
         } else if let (false, Some(stored)) = (found, stored) {
-            out.push_str(&format!("{user}:{stored}\n"));
+            let _ = writeln!(out, "{user}:{stored}"); // A String takes everything.
         }
         found |= is_user;
     }
     if let (false, Some(stored)) = (found, stored) {
-        out.push_str(&format!("{user}:{stored}\n"));
+        let _ = writeln!(out, "{user}:{stored}"); // A String takes everything.
     }
     (out, found)
 }

@@ -38,15 +38,12 @@ const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
 const EDWARDS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
 
 /// What tokens are checked against.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Tokens {
     keys: Vec<Key>,
-    /// Must be the token's `iss`; `None`: any.
-    pub issuer: Option<String>,
-    /// Must be in the token's `aud`; `None`: a token that has one is meant for somebody else.
-    pub audience: Option<String>,
-    /// The claim that holds the name; empty: `sub`.
-    pub claim: String,
+    issuer: Option<String>,
+    audience: Option<String>,
+    claim: String,
 }
 
 /// A verified token.
@@ -141,6 +138,15 @@ struct Header {
 }
 
 impl Tokens {
+    /// Without keys. `issuer` must be a token's `iss`, empty: anything; `audience` must be in its `aud`, empty: a token that
+    /// has one is meant for somebody else; `claim` holds the name, empty: `sub`.
+    pub fn new(issuer: &str, audience: &str, claim: &str) -> Self {
+        let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        let (issuer, audience) = (some(issuer), some(audience));
+        let claim = some(claim).unwrap_or_else(|| "sub".to_owned());
+        Self { keys: Vec::new(), issuer, audience, claim }
+    }
+
     /// Takes the contents of a file with a shared secret; a line end after it does not count.
     pub fn add_secret(&mut self, file: &[u8]) -> Result<(), KeyError> {
         let secret = file.strip_suffix(b"\n").unwrap_or(file);
@@ -237,8 +243,7 @@ impl Tokens {
         if !meant {
             return Err(Refused::Audience);
         }
-        let claim = if self.claim.is_empty() { "sub" } else { &self.claim };
-        let name = claims.get(claim).and_then(Value::as_str).ok_or(Refused::Nobody)?;
+        let name = claims.get(&self.claim).and_then(Value::as_str).ok_or(Refused::Nobody)?;
         if !super::is_principal(name) {
             return Err(Refused::Nobody);
         }

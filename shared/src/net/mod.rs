@@ -5,6 +5,7 @@
 //! Out: accepted streams. Change here: what is refused before a peer has said anything. Not here: any protocol.
 
 mod accept;
+pub mod websocket;
 
 use std::{io, net::SocketAddr};
 

@@ -36,7 +36,7 @@ fn by_secret(claims: Value) -> String {
 }
 
 fn tokens() -> Tokens {
-    let mut tokens = Tokens::default();
+    let mut tokens = Tokens::new("", "", "");
     tokens.add_secret(SECRET).unwrap();
     tokens
 }
@@ -54,7 +54,7 @@ fn the_examples_of_the_standard_verify() {
         { "kty": "RSA", "alg": "RS256", "e": "AQAB", "n": "ofgWCuLjybRlzo0tZWJjNiuSfb4p4fAkd_wWJcyQoTbji9k0l8W26mPddxHmfHQp-Vaw-4qPCJrcS2mJPMEzP1Pt0Bm4d4QlL-yRT-SFd2lZS-pCgNMsD1W_YpRPEwOWvG6b32690r2jZ47soMZo9wGzjb_7OMg0LOL-bSf63kpaSHSXndS5z5rexMdbBYUsLA9e-KXBdQOS-UTo7WTBEMa2R2CapHg665xsmtdVMTBQY4uDZlxvb3qCo5ZwKh9kG4LT6_I5IhlJH7aGhyxXFvUK-DWNmoudF8NAco9_h9iaGNj8q2ethFkMLs91kzk2PAcDTW9gb54h4FRWyuXpoQ" },
         { "kty": "EC", "crv": "P-256", "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU", "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0" },
     ]});
-    let mut tokens = Tokens { claim: "iss".to_owned(), ..Tokens::default() };
+    let mut tokens = Tokens::new("", "", "iss");
     tokens.add_public(keys.to_string().as_bytes()).unwrap();
     assert_eq!(tokens.len(), 3);
     for (header, mac) in [
@@ -101,14 +101,14 @@ fn pem_keys_of_every_kind_verify_what_they_signed() {
         ),
         (RSA_PEM.to_owned(), RSA_TOKEN.to_owned()),
     ];
-    let mut all = Tokens::default();
+    let mut all = Tokens::new("", "", "");
     for (pem, token) in &cases {
-        let mut one = Tokens::default();
+        let mut one = Tokens::new("", "", "");
         one.add_public(pem.as_bytes()).unwrap();
         assert_eq!(one.verify(token, NOW_MS).unwrap().principal, "gw-1");
         all.add_public(pem.as_bytes()).unwrap();
         for (other, _) in cases.iter().filter(|(other, _)| other != pem) {
-            let mut wrong = Tokens::default();
+            let mut wrong = Tokens::new("", "", "");
             wrong.add_public(other.as_bytes()).unwrap();
             assert_eq!(wrong.verify(token, NOW_MS), Err(Refused::NoKey));
         }
@@ -121,7 +121,7 @@ fn pem_keys_of_every_kind_verify_what_they_signed() {
 #[test]
 fn the_algorithm_is_the_keys_and_never_the_tokens() {
     let claims = json!({ "sub": "a", "exp": EXP }).to_string();
-    let mut public = Tokens::default();
+    let mut public = Tokens::new("", "", "");
     public.add_public(RSA_PEM.as_bytes()).unwrap();
     // The public key taken for a shared secret.
     let confused = signed(r#"{"alg":"HS256"}"#, &claims, hs256(RSA_PEM.as_bytes()));
@@ -138,7 +138,7 @@ fn the_algorithm_is_the_keys_and_never_the_tokens() {
         tokens().verify(&signed(r#"{"alg":"HS256"}"#, &claims, hs256(b"another")), NOW_MS),
         Err(Refused::Signature)
     );
-    assert_eq!(Tokens::default().verify(&by_secret(json!({})), NOW_MS), Err(Refused::NoKey));
+    assert_eq!(Tokens::new("", "", "").verify(&by_secret(json!({})), NOW_MS), Err(Refused::NoKey));
 }
 
 #[test]
@@ -192,8 +192,8 @@ fn claims_are_demanded_and_checked() {
     ] {
         assert_eq!(check(claims.clone()), Err(refused), "{claims}");
     }
-    let (issuer, audience) = (Some("us".to_owned()), Some("edge".to_owned()));
-    let strict = Tokens { issuer, audience, claim: "name".to_owned(), ..tokens() };
+    let mut strict = Tokens::new("us", "edge", "name");
+    strict.add_secret(SECRET).unwrap();
     for (iss, aud, expected) in [
         (json!("us"), json!("edge"), Ok("n")),
         (json!("us"), json!(["x", "edge"]), Ok("n")),
@@ -213,7 +213,7 @@ fn claims_are_demanded_and_checked() {
 fn a_key_id_chooses_among_keys() {
     let jwk = |id: &str, secret: &[u8]| json!({ "kty": "oct", "alg": "HS256", "kid": id, "k": URL_SAFE_NO_PAD.encode(secret) });
     let set = json!({ "keys": [jwk("one", SECRET), jwk("two", &[7; 32])] });
-    let mut tokens = Tokens::default();
+    let mut tokens = Tokens::new("", "", "");
     tokens.add_public(set.to_string().as_bytes()).unwrap();
     let claims = json!({ "sub": "a", "exp": EXP }).to_string();
     for (header, expected) in [
@@ -229,7 +229,7 @@ fn a_key_id_chooses_among_keys() {
 
 #[test]
 fn bad_key_files_are_refused() {
-    let mut tokens = Tokens::default();
+    let mut tokens = Tokens::new("", "", "");
     assert_eq!(tokens.add_secret(b"short\n"), Err(KeyError::ShortSecret));
     assert_eq!(tokens.add_secret(RSA_PEM.as_bytes()), Err(KeyError::PemSecret));
     for file in [

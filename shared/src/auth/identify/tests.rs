@@ -1,0 +1,204 @@
+//! Who gets in by which means, and what it costs to be wrong.
+
+use std::{fs, time::Instant};
+
+use super::*;
+
+/// "password", cheaply hashed.
+const CHEAP: &str =
+    "$argon2id$v=19$m=256,t=2,p=1$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4";
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+const NOW: Now = Now { mono_ms: 5, wall_ms: 1_700_000_000_000 };
+const ALL: [Method; 3] = [Method::Certificate, Method::Token, Method::Password];
+
+struct Folder(std::path::PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        let name = format!("tributary-auth-{:016x}", getrandom::u64().unwrap());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        let path = self.0.join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        drop(fs::remove_dir_all(&self.0));
+    }
+}
+
+/// ann is a person, gw-1 a device; the device's secret.
+fn two_users(folder: &Folder) -> (Settings, String) {
+    let (secret, device) = Stored::for_new_device().unwrap();
+    let password_file = folder.write("users", &format!("ann:{CHEAP}\ngw-1:{device}\n"));
+    let token_secret_files = vec![folder.write("token", SECRET)];
+    (Settings { password_file, token_secret_files, ..Settings::default() }, secret)
+}
+
+fn showing<'a>(user: &'a str, password: &'a str, client_id: &'a str) -> Shown<'a> {
+    let (user, password) = (Some(user), Some(password.as_bytes()));
+    let address = Some("198.51.100.7".parse().unwrap());
+    Shown { certificate: None, user, password, client_id, address }
+}
+
+fn nothing() -> Shown<'static> {
+    Shown { certificate: None, user: None, password: None, client_id: "c", address: None }
+}
+
+fn token(name: &str) -> String {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+    use ring::hmac;
+    let claims = format!(r#"{{"sub":"{name}","exp":1700000100}}"#);
+    let encode = |part: &[u8]| URL_SAFE_NO_PAD.encode(part);
+    let signed = format!("{}.{}", encode(br#"{"alg":"HS256"}"#), encode(claims.as_bytes()));
+    let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
+    format!("{signed}.{}", encode(hmac::sign(&key, signed.as_bytes()).as_ref()))
+}
+
+async fn outcome(all: &Identities, shown: Shown<'_>, methods: &[Method]) -> Result<String, u8> {
+    match all.identify(shown, methods, NOW).await {
+        Ok(Identity { principal, .. }) => Ok(principal.map(String::from).unwrap_or_default()),
+        Err(refusal) => Err(refusal.reason.0),
+    }
+}
+
+#[tokio::test]
+async fn the_first_means_that_a_client_uses_decides() {
+    let folder = Folder::new();
+    let (settings, secret) = two_users(&folder);
+    let all = Identities::open(&settings).unwrap();
+    assert!(all.offers(Method::Password) && all.offers(Method::Token));
+    assert_eq!(all.sizes(), (2, 1));
+    let name = ByteString::from_static("gw-1");
+    let with = |shown, certificate| Shown { certificate: Some(certificate), ..shown };
+    let (good, forged) = (token("gw-1"), token("gw-1").replace("ey", "eyx"));
+    let anonymous = [Method::Password, Method::Anonymous];
+    let only = [Method::Anonymous];
+    let some = |name: &str| Ok(name.to_owned());
+    for (shown, methods, expected) in [
+        (showing("ann", "password", "any"), &ALL[..], some("ann")),
+        (showing("gw-1", &secret, "gw-1"), &ALL, some("gw-1")),
+        (showing("whoever", &good, "gw-1"), &ALL, some("gw-1")),
+        (with(showing("ann", "wrong", "gw-1"), Some(&name)), &ALL, some("gw-1")),
+        (nothing(), &anonymous, some("")),
+        (showing("ann", "password", "c"), &only, some("")),
+        // A failure is never made up for.
+        (showing("ann", "wrong", "c"), &anonymous, Err(0x86)),
+        (showing("nobody", "password", "c"), &anonymous, Err(0x86)),
+        (with(showing("ann", "password", "c"), None), &ALL, Err(0x87)),
+        (showing("ann", &forged, "c"), &ALL, Err(0x86)),
+        (showing("ann", "", "c"), &ALL, Err(0x86)),
+        (nothing(), &ALL, Err(0x87)),
+        (nothing(), &[], Err(0x87)),
+        // Means that the listener does not take.
+        (with(nothing(), Some(&name)), &[Method::Password], Err(0x87)),
+        (showing("gw-1", &good, "gw-1"), &[Method::Password], Err(0x86)),
+        (showing("ann", "password", "c"), &[Method::Token], Err(0x87)),
+        // A device's client id is its name; a person's is its own affair.
+        (showing("gw-1", &secret, "gw-2"), &ALL, Err(0x85)),
+        (showing("gw-1", &secret, ""), &ALL, Err(0x85)),
+        (showing("x", &good, "gw-10"), &ALL, Err(0x85)),
+        (with(nothing(), Some(&name)), &ALL, Err(0x85)),
+    ] {
+        assert_eq!(outcome(&all, shown, methods).await, expected, "{shown:?} {methods:?}");
+    }
+    let until = all.identify(showing("", &good, "gw-1"), &ALL, NOW).await.unwrap().until_ms;
+    assert_eq!(until, Some(1_700_000_160_000));
+}
+
+#[test]
+fn a_client_id_belongs_to_the_name_it_begins_with_and_to_no_other() {
+    for (client_id, equal, prefix) in [
+        ("gw-1", true, true),
+        ("gw-1-a", false, true),
+        ("gw-1.a", false, true),
+        ("gw-10", false, false),
+        ("gw-1/a", false, false),
+        ("gw", false, false),
+        ("xgw-1", false, false),
+        ("", false, false),
+    ] {
+        assert_eq!(Binding::MustEqual.allows("gw-1", client_id), equal, "{client_id}");
+        assert_eq!(Binding::Prefix.allows("gw-1", client_id), prefix, "{client_id}");
+        assert!(Binding::Any.allows("gw-1", client_id));
+    }
+}
+
+#[tokio::test]
+async fn every_wrong_answer_takes_as_long_as_a_persons() {
+    let folder = Folder::new();
+    let (settings, _) = two_users(&folder);
+    let all = Identities::open(&settings).unwrap();
+    let mut floor = Duration::MAX;
+    for _ in 0..3 {
+        let started = Instant::now();
+        assert!(!Stored::nobody().verify(b"x"));
+        floor = floor.min(started.elapsed());
+    }
+    for user in ["nobody", "gw-1"] {
+        let started = Instant::now();
+        assert!(outcome(&all, showing(user, "wrong", "c"), &ALL).await.is_err());
+        assert!(started.elapsed() > floor / 2, "{user}: {:?} {floor:?}", started.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn guessing_is_slowed_and_then_blocked_even_if_right() {
+    let folder = Folder::new();
+    let password_file =
+        folder.write("users", &format!("gw:{}\n", Stored::for_new_device().unwrap().1));
+    let settings = Settings { password_file, ..Settings::default() };
+    let all = Identities::open(&settings).unwrap();
+    let (mut delays, shown) = (Vec::new(), showing("gw", "wrong", "gw"));
+    for _ in 0..11 {
+        delays.push(all.identify(shown, &ALL, NOW).await.unwrap_err());
+    }
+    assert!(delays.windows(2).take(9).all(|pair| pair[0].delay <= pair[1].delay));
+    assert_eq!(delays[9].delay, Duration::from_secs(5));
+    assert_eq!(delays[10].reason, Reason::CONNECTION_RATE_EXCEEDED);
+    assert_eq!(all.counters.wrong.load(Ordering::Relaxed), 10);
+    assert_eq!(all.counters.blocked.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_verified_password_is_remembered_until_the_file_changes() {
+    let folder = Folder::new();
+    let (settings, _) = two_users(&folder);
+    let all = Identities::open(&settings).unwrap();
+    let ann = showing("ann", "password", "c");
+    assert_eq!(outcome(&all, ann, &ALL).await, Ok("ann".to_owned()));
+    // With nobody left to check slowly, only what is remembered gets in.
+    all.people.close();
+    assert_eq!(outcome(&all, ann, &ALL).await, Ok("ann".to_owned()));
+    assert_eq!(outcome(&all, showing("ann", "Password", "c"), &ALL).await, Err(0x89));
+    let later = Now { mono_ms: 5 + 600_000, ..NOW };
+    assert!(all.identify(ann, &ALL, later).await.is_err());
+    all.reload(&settings).unwrap();
+    assert_eq!(outcome(&all, ann, &ALL).await, Err(0x89));
+}
+
+#[tokio::test]
+async fn a_bad_new_file_keeps_the_old_one_and_is_counted() {
+    let folder = Folder::new();
+    let (settings, secret) = two_users(&folder);
+    let all = Identities::open(&settings).unwrap();
+    let gateway = showing("gw-1", &secret, "gw-1");
+    folder.write("users", "gw-1:plain text\n");
+    let error = all.reload(&settings).unwrap_err().to_string();
+    assert!(error.contains("auth.password_file") && error.contains("line 1"), "{error}");
+    assert!(outcome(&all, gateway, &ALL).await.is_ok());
+    assert_eq!(all.counters.bad_files.load(Ordering::Relaxed), 1);
+    folder.write("users", &format!("ann:{CHEAP}\n"));
+    all.reload(&settings).unwrap();
+    assert_eq!(outcome(&all, gateway, &ALL).await, Err(0x86));
+    fs::remove_file(&settings.password_file).unwrap();
+    assert!(all.reload(&settings).is_err());
+    assert!(Identities::open(&settings).is_err());
+}
