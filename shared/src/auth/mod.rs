@@ -18,6 +18,7 @@ mod throttle;
 pub mod token;
 
 pub use files::LoadError;
+pub(crate) use files::warn_if_open;
 pub use identify::{Binding, Identities, Identity, Method, Refusal, Settings, Shown};
 pub use rules::{Action, Permissions, Rule, Who};
 

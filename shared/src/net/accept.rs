@@ -36,6 +36,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub struct Gate {
     settings: Settings,
+    /// A place here needs a place there too.
+    outer: Option<Arc<Gate>>,
     state: Mutex<State>,
     /// Accepted since the start.
     pub accepted: AtomicU64,
@@ -61,13 +63,25 @@ pub struct Admitted {
     /// `None`: not counted.
     address: Option<IpAddr>,
     in_handshake: bool,
+    outer: Option<Box<Admitted>>,
 }
 
 impl Gate {
     /// Nobody is in.
     pub fn new(settings: Settings) -> Arc<Self> {
+        Self::with(settings, None)
+    }
+
+    /// One of several listeners: at most `connections` of what `outer` admits.
+    pub fn within(outer: Arc<Gate>, connections: usize) -> Arc<Self> {
+        let settings = Settings { connections, ..outer.settings.clone() };
+        Self::with(settings, Some(outer))
+    }
+
+    fn with(settings: Settings, outer: Option<Arc<Gate>>) -> Arc<Self> {
         Arc::new(Self {
             settings,
+            outer,
             state: Mutex::default(),
             accepted: AtomicU64::new(0),
             refused_total: AtomicU64::new(0),
@@ -81,9 +95,13 @@ impl Gate {
         self.state().connections
     }
 
-    /// A place for a peer, unless a limit is reached.
-    pub fn admit(self: &Arc<Self>, peer: SocketAddr) -> Option<Admitted> {
-        let address = counted(peer.ip());
+    /// A place for a peer, unless a limit is reached. `None`: it comes from this machine by other means than TCP.
+    pub fn admit(self: &Arc<Self>, peer: Option<SocketAddr>) -> Option<Admitted> {
+        let outer = match &self.outer {
+            Some(outer) => Some(Box::new(outer.admit(peer)?)),
+            None => None,
+        };
+        let address = peer.and_then(|peer| counted(peer.ip()));
         let mut state = self.state();
         let of_address = address.and_then(|address| state.addresses.get(&address)).copied();
         let refused = if state.connections >= self.settings.connections {
@@ -106,7 +124,7 @@ impl Gate {
         }
         drop(state);
         self.accepted.fetch_add(1, Ordering::Relaxed);
-        Some(Admitted { gate: Arc::clone(self), address, in_handshake: true })
+        Some(Admitted { gate: Arc::clone(self), address, in_handshake: true, outer })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -136,6 +154,9 @@ impl Admitted {
             self.in_handshake = false;
             self.gate.state().handshakes -= 1;
         }
+        if let Some(outer) = &mut self.outer {
+            outer.handshake_done();
+        }
     }
 }
 
@@ -155,6 +176,27 @@ impl Drop for Admitted {
     }
 }
 
+/// Where peers come in.
+pub(super) trait Door {
+    /// What a peer is spoken to by.
+    type Stream;
+
+    /// The next one, with its address if it has one.
+    fn next(&self) -> impl Future<Output = io::Result<(Self::Stream, Option<SocketAddr>)>> + Send;
+}
+
+impl Door for TcpListener {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> io::Result<(TcpStream, Option<SocketAddr>)> {
+        let (stream, peer) = self.accept().await?;
+        if let Err(error) = prepare(&stream) {
+            tracing::debug!(%peer, %error, "socket options not set");
+        }
+        Ok((stream, Some(peer)))
+    }
+}
+
 /// Accepts until `stop`, one task a peer, then waits a few seconds for the tasks to end. `serve` calls
 /// [`Admitted::handshake_done`] when the peer has identified itself and keeps the [`Admitted`] to its end.
 pub async fn accept<F, T>(listener: TcpListener, gate: Arc<Gate>, stop: CancellationToken, serve: F)
@@ -162,20 +204,35 @@ where
     F: Fn(TcpStream, SocketAddr, Admitted) -> T,
     T: Future<Output = ()> + Send + 'static,
 {
+    let nowhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+    accept_from(listener, gate, stop, |stream, peer, admitted| {
+        serve(stream, peer.unwrap_or(nowhere), admitted)
+    })
+    .await;
+}
+
+/// [`accept`] for any door.
+pub(super) async fn accept_from<D, F, T>(
+    door: D,
+    gate: Arc<Gate>,
+    stop: CancellationToken,
+    serve: F,
+) where
+    D: Door,
+    F: Fn(D::Stream, Option<SocketAddr>, Admitted) -> T,
+    T: Future<Output = ()> + Send + 'static,
+{
     let mut peers = JoinSet::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             Some(ended) = peers.join_next(), if !peers.is_empty() => report(ended),
-            accepted = listener.accept() => match accepted {
+            accepted = door.next() => match accepted {
                 Ok((stream, peer)) => {
                     let Some(admitted) = gate.admit(peer) else {
-                        tracing::debug!(%peer, "closed at once: connection limit reached");
+                        tracing::debug!(?peer, "closed at once: connection limit reached");
                         continue;
                     };
-                    if let Err(error) = prepare(&stream) {
-                        tracing::debug!(%peer, %error, "socket options not set");
-                    }
                     peers.spawn(serve(stream, peer, admitted));
                 }
                 Err(error) => {
@@ -185,7 +242,7 @@ where
             },
         }
     }
-    drop(listener);
+    drop(door);
     let drained = timeout(DRAIN, async {
         while let Some(ended) = peers.join_next().await {
             report(ended);
@@ -221,8 +278,8 @@ mod tests {
         Gate::new(Settings { connections, connections_per_address, handshakes, allow_insecure })
     }
 
-    fn peer(address: &str) -> SocketAddr {
-        address.parse().unwrap()
+    fn peer(address: &str) -> Option<SocketAddr> {
+        address.parse().ok()
     }
 
     #[test]
@@ -247,6 +304,22 @@ mod tests {
     }
 
     #[test]
+    fn a_listeners_own_limit_counts_within_the_common_one() {
+        let common = gate(3, 9, 9);
+        let small = Gate::within(Arc::clone(&common), 1);
+        let mut first = small.admit(peer("198.51.100.7:1")).unwrap();
+        assert!(small.admit(None).is_none());
+        assert_eq!((small.connections(), common.connections()), (1, 1), "nothing is kept of it");
+        first.handshake_done();
+        assert_eq!(common.state().handshakes, 0);
+        let _others = [common.admit(None).unwrap(), common.admit(None).unwrap()];
+        drop(first);
+        let _third = common.admit(None).unwrap();
+        assert!(small.admit(None).is_none(), "the common one is full");
+        assert_eq!(small.connections(), 0);
+    }
+
+    #[test]
     fn a_network_of_version_6_counts_as_one_address_and_loopback_not_at_all() {
         let gate = gate(10, 1, 10);
         let _one = gate.admit(peer("[2001:db8::1]:1")).unwrap();
@@ -259,7 +332,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_over_the_limit_is_closed_at_once_and_a_stop_ends_the_loop() {
-        let listener = bind(peer("127.0.0.1:0"), "test").unwrap();
+        let listener = bind(peer("127.0.0.1:0").unwrap(), "test").unwrap();
         let address = listener.local_addr().unwrap();
         let gate = gate(1, 1, 1);
         let stop = CancellationToken::new();

@@ -1,10 +1,15 @@
 //! Accepting connections, the same for every listener: which addresses may be opened, and how many peers come in.
 //!
 //! Holds: binding with errors a person understands ([`bind`]), the rule for listeners beyond loopback
-//! ([`check_exposure`]), the accept loop with its limits ([`accept`]). In: an address and the setting that named it.
+//! ([`check_exposure`]), the accept loop with its limits ([`accept`]), TLS, WebSocket and unix sockets in front of MQTT
+//! ([`listener`]). In: an address and the setting that named it.
 //! Out: accepted streams. Change here: what is refused before a peer has said anything. Not here: any protocol.
 
 mod accept;
+pub mod listener;
+pub mod stream;
+pub mod tls;
+mod unix;
 pub mod websocket;
 
 use std::{io, net::SocketAddr};
@@ -12,6 +17,8 @@ use std::{io, net::SocketAddr};
 use tokio::net::{TcpListener, TcpSocket};
 
 pub use accept::{Admitted, Gate, accept};
+pub use listener::{Listener, Transport};
+pub use stream::Stream;
 
 /// Connections the system holds for us before we accept them.
 const BACKLOG: u32 = 1_024;
