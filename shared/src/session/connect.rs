@@ -33,11 +33,18 @@ impl State {
         if let Err(reason) = self.check_connect(&connect, &peer) {
             send_connack(out, connection, false, reason, ConnAckProperties::default());
             out.effects.push(Effect::Close { connection, reason });
+            self.denied.connects += u64::from(reason == Reason::NOT_AUTHORIZED);
             return;
         }
         let assigned = connect.client_id.is_empty();
         if assigned {
             connect.client_id = self.assign_client_id();
+        }
+        if let Err(reason) = self.check_rights(&connect, peer.principal.as_deref()) {
+            self.denied.connects += 1;
+            send_connack(out, connection, false, reason, ConnAckProperties::default());
+            out.effects.push(Effect::Close { connection, reason });
+            return;
         }
         self.take_over(&connect.client_id, connect.clean_start, now, out);
         let present = self.clients.contains_key(&connect.client_id);

@@ -16,6 +16,7 @@ use super::{
     size::publish_bytes,
 };
 use crate::{
+    auth::Permissions,
     message::Message,
     mqtt::{
         Version,
@@ -159,15 +160,17 @@ impl Session {
         }
     }
 
-    /// Takes an answer of the store.
+    /// Takes an answer of the store; says how many of its messages the client may no longer have.
     pub(super) fn loaded(
         &mut self,
         entries: Vec<LoadedEntry>,
         complete: bool,
+        permissions: &Permissions,
         limits: &Settings,
         now: Now,
         out: &mut Decision,
-    ) {
+    ) -> u64 {
+        let mut forbidden = 0;
         if let (Some(asked), Some(mut from)) = (self.queue.answered(), self.queue.stored_from()) {
             let complete = complete || entries.is_empty();
             for loaded in entries {
@@ -175,7 +178,7 @@ impl Session {
                     continue;
                 }
                 from = loaded.queued.seq + 1;
-                self.take_loaded(loaded, out);
+                forbidden += u64::from(!self.take_loaded(loaded, permissions, out));
             }
             if complete {
                 from = from.max(asked);
@@ -183,9 +186,16 @@ impl Session {
             self.queue.loaded_up_to(from);
         }
         self.pump(limits, now, out);
+        forbidden
     }
 
-    fn take_loaded(&mut self, loaded: LoadedEntry, out: &mut Decision) {
+    /// Says whether the client may have it.
+    fn take_loaded(
+        &mut self,
+        loaded: LoadedEntry,
+        permissions: &Permissions,
+        out: &mut Decision,
+    ) -> bool {
         let LoadedEntry { queued, message } = loaded;
         self.queue.saw_packet_id(queued.packet_id);
         if let (true, Some(packet_id), Some(online)) =
@@ -195,13 +205,18 @@ impl Session {
             let bytes = message.as_deref().map_or(0, weight);
             self.queue.releasing.push_back(Releasing { seq: queued.seq, packet_id, bytes });
             send(out, online, Packet::PubRel(Ack::new(packet_id, Reason::SUCCESS)));
-            return;
+            return true;
         }
         let Some(message) = message else {
             self.done(queued.seq, 0, out);
             self.dropped("body_lost", out);
-            return;
+            return true;
         };
+        if !self.may_have(&message.topic, permissions) {
+            self.done(queued.seq, weight(&message), out);
+            self.dropped("not_authorized", out);
+            return false;
+        }
         self.queue.push_waiting(Entry {
             seq: queued.seq,
             qos: queued.qos,
@@ -211,6 +226,7 @@ impl Session {
             packet_id: queued.packet_id,
             group: None,
         });
+        true
     }
 
     /// An entry needs nothing more.

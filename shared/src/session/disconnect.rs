@@ -15,6 +15,7 @@ use super::{
     timers::Timer,
 };
 use crate::{
+    auth::Action,
     message::Message,
     mqtt::{
         Version,
@@ -115,18 +116,46 @@ impl State {
         if session.stored {
             out.changes.push(Change::SessionRemoved(id));
         }
-        if let Some(will) = will_message(&mut session, now) {
+        if let Some(will) = self.will_message(&mut session, now, out) {
             self.accept(Arc::new(will), now, out);
         }
     }
 
     /// The will is due.
     pub(super) fn publish_will(&mut self, id: SessionId, now: Now, out: &mut Decision) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let Some(mut session) = self.sessions.remove(&id) else { return };
         session.will_due = None;
-        if let Some(will) = will_message(session, now) {
+        let will = self.will_message(&mut session, now, out);
+        self.sessions.insert(id, session);
+        if let Some(will) = will {
             self.accept(Arc::new(will), now, out);
         }
+    }
+
+    /// The will, if its client may still publish it.
+    fn will_message(
+        &mut self,
+        session: &mut Session,
+        now: Now,
+        out: &mut Decision,
+    ) -> Option<Message> {
+        let will = session.will.take()?;
+        if !self.permissions.may(session.who(), Action::Publish, &will.topic) {
+            self.denied.wills += 1;
+            session.dropped("not_authorized", out);
+            return None;
+        }
+        Some(Message {
+            topic: will.topic,
+            payload: will.payload,
+            qos: will.qos,
+            retain: will.retain,
+            expires_ms: expires_ms(will.properties.message_expiry, now),
+            properties: will.properties,
+            publisher: Some(session.client_id.clone()),
+            received_ms: now.wall_ms,
+            encoded: Encoded::default(),
+        })
     }
 
     /// Gives what a leaving member of shared subscriptions has in memory to others that fit at least so (4.8.2). A QoS 2 message
@@ -158,19 +187,4 @@ impl State {
 /// Monotonic ms when a session that lives so long after its connection ends; `None` = never.
 pub(super) fn ends_after(expiry_s: u32, mono_ms: u64) -> Option<u64> {
     (expiry_s != u32::MAX).then(|| mono_ms + u64::from(expiry_s) * 1000)
-}
-
-fn will_message(session: &mut Session, now: Now) -> Option<Message> {
-    let will = session.will.take()?;
-    Some(Message {
-        topic: will.topic,
-        payload: will.payload,
-        qos: will.qos,
-        retain: will.retain,
-        expires_ms: expires_ms(will.properties.message_expiry, now),
-        properties: will.properties,
-        publisher: Some(session.client_id.clone()),
-        received_ms: now.wall_ms,
-        encoded: Encoded::default(),
-    })
 }

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use bytestring::ByteString;
 
 use crate::{
+    auth::Permissions,
     message::{Message, MessageRef},
     mqtt::packet::{Connect, Packet, Publish, Reason, Subscribe},
 };
@@ -97,6 +98,9 @@ pub enum Event {
         /// Nothing is stored after these. Always so without entries.
         complete: bool,
     },
+    /// What clients may do, from now on; subscriptions and queues are looked at again. Until the first one everybody may do
+    /// everything.
+    Permissions(Arc<Permissions>),
     /// Time passed. The host calls at [`super::Decision::wake_ms`] at the latest.
     Tick,
 }

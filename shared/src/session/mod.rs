@@ -3,7 +3,7 @@
 //! Holds: every session, subscription, in-flight and retained message, and what must happen on each event.
 //! In: [`Event`] and [`Now`]. Out: a [`Decision`]: what to store, and what to do once that is durable.
 //! Files: connect publish subscribe acknowledge disconnect (packets), fanout deliver queue (a message's way), replay retained,
-//! timers, routes (the trie), client (what a session is), settings restored.
+//! timers, rights (who may), routes (the trie), client (what a session is), settings restored.
 //! The host (edge `broker`, cloud `mqtt`) owns one `State` in one task: event in, decide, store, then act.
 //! Change here: MQTT semantics. Not here: bytes (`mqtt`), sockets (`connection`), where things are stored (the host).
 
@@ -21,6 +21,7 @@ mod queue;
 mod replay;
 pub mod restored;
 mod retained;
+mod rights;
 mod routes;
 pub mod settings;
 mod size;
@@ -30,14 +31,18 @@ mod timers;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
 use bytestring::ByteString;
 
 pub use action::{Change, Decision, Delivery, Effect, Outgoing, Queued};
 pub use event::{ConnectionId, Event, Now, SessionId};
 pub use restored::{Restored, RestoredQueue, RestoredSession};
-pub use settings::{Fanout, Settings};
+pub use rights::Denied;
+pub use settings::{Fanout, RefusedPublish, Settings};
 
 use self::{
     client::{Connection, Session},
@@ -47,7 +52,10 @@ use self::{
     routes::Trie,
     timers::Timers,
 };
-use crate::mqtt::packet::{Packet, Reason};
+use crate::{
+    auth::Permissions,
+    mqtt::packet::{Packet, Reason},
+};
 
 /// The broker.
 #[derive(Debug)]
@@ -68,6 +76,8 @@ pub struct State {
     next_session: u64,
     seed: u64,
     scratch: Scratch,
+    permissions: Arc<Permissions>,
+    denied: Denied,
 }
 
 /// Counts for metrics.
@@ -83,11 +93,14 @@ pub struct Stats {
     pub retained: usize,
     /// Bytes of retained messages.
     pub retained_bytes: usize,
+    /// What clients were not allowed.
+    pub denied: Denied,
 }
 
 impl State {
     /// A broker that goes on from what was stored. Sessions without a connection end are taken as disconnected now.
-    /// Call [`State::decide`] with [`Event::Tick`] first: it stores that and says when to wake.
+    /// Call [`State::decide`] with [`Event::Permissions`] first, if not everybody may do everything, and then with
+    /// [`Event::Tick`]: it stores that and says when to wake.
     pub fn new(mut settings: Settings, fanout: Fanout, restored: Restored, now: Now) -> Self {
         // 0 would be illegal in CONNACK, or a broker that delivers nothing.
         settings.receive_maximum = settings.receive_maximum.max(1);
@@ -107,6 +120,8 @@ impl State {
             next_session: restored.next_session.max(1),
             seed: restored.seed,
             scratch: Scratch::default(),
+            permissions: Arc::default(),
+            denied: Denied::default(),
         };
         state.restore(restored, now);
         state
@@ -135,10 +150,14 @@ impl State {
             Event::Message { message, stored } => self.bring(message, stored, now, out),
             Event::Loaded { session, entries, complete } => {
                 if let Some(found) = self.sessions.get_mut(&session) {
-                    found.loaded(entries, complete, &self.settings, now, out);
+                    let permissions = &self.permissions;
+                    let forbidden =
+                        found.loaded(entries, complete, permissions, &self.settings, now, out);
+                    self.denied.deliveries += forbidden;
                     self.schedule_replay(session);
                 }
             }
+            Event::Permissions(permissions) => self.permit(permissions, now, out),
             Event::Tick => self.tick(now, out),
         }
         out.wake_ms = self.wake_ms(now);
@@ -152,6 +171,7 @@ impl State {
             subscriptions: self.subscriptions,
             retained: self.retained.len(),
             retained_bytes: self.retained.bytes(),
+            denied: self.denied,
         }
     }
 

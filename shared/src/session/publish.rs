@@ -6,8 +6,11 @@ use std::sync::Arc;
 
 use bytestring::ByteString;
 
-use super::{Change, ConnectionId, Decision, Effect, Now, State, client::Connection};
+use super::{
+    Change, ConnectionId, Decision, Effect, Now, RefusedPublish, State, client::Connection,
+};
 use crate::{
+    auth::Action,
     message::Message,
     mqtt::{
         Version,
@@ -42,7 +45,12 @@ impl State {
                 return self.fault(connection, Reason::RECEIVE_MAXIMUM_EXCEEDED, now, out);
             }
         }
-        if let Some(reason) = refused.or_else(|| self.refuses(&publish)) {
+        let may = self.permissions.may(session.who(), Action::Publish, &publish.topic);
+        if !may {
+            self.denied.publishes += 1;
+        }
+        let forbidden = (!may).then_some(Reason::NOT_AUTHORIZED);
+        if let Some(reason) = forbidden.or(refused).or_else(|| self.refuses(&publish)) {
             return self.refuse(connection, version, &publish, reason, now, out);
         }
         let Some(session) = self.sessions.get_mut(&owner) else { return };
@@ -96,7 +104,7 @@ impl State {
     }
 
     /// Tells a publisher that its message is not taken: in the acknowledgement where that has a code (3.4.2.1, 3.5.2.1), else by
-    /// ending the connection. QoS 0 has no answer in version 5 either; it is dropped and counted.
+    /// ending the connection, or as the settings say (MQTT-3.3.5-2 of 3.1.1). QoS 0 has no answer in version 5 either; it is dropped and counted.
     fn refuse(
         &mut self,
         connection: ConnectionId,
@@ -107,6 +115,8 @@ impl State {
         out: &mut Decision,
     ) {
         out.effects.push(Effect::Dropped { session: None, why: "refused", count: 1 });
+        let drop = reason == Reason::NOT_AUTHORIZED
+            && self.settings.refused_publish == RefusedPublish::Drop;
         match (version, publish.qos, publish.packet_id) {
             (Version::V5, Qos::AtLeastOnce, Some(id)) => {
                 send(out, connection, Packet::PubAck(Ack::new(id, reason)));
@@ -115,6 +125,12 @@ impl State {
                 send(out, connection, Packet::PubRec(Ack::new(id, reason)));
             }
             (_, Qos::AtMostOnce, _) => {}
+            (_, Qos::AtLeastOnce, Some(id)) if drop => {
+                send(out, connection, Packet::PubAck(Ack::new(id, Reason::SUCCESS)));
+            }
+            (_, Qos::ExactlyOnce, Some(id)) if drop => {
+                send(out, connection, Packet::PubRec(Ack::new(id, Reason::SUCCESS)));
+            }
             _ => self.fault(connection, reason, now, out),
         }
     }

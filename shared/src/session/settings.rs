@@ -2,6 +2,8 @@
 //!
 //! Change here: a limit. Not here: limits of bytes on the wire (`connection`) or on disk (the host's store).
 
+use serde::{Deserialize, Serialize};
+
 crate::settings! {
     /// Limits of MQTT sessions.
     pub struct Settings {
@@ -43,9 +45,23 @@ crate::settings! {
         pub keep_alive_s: u16 = 0,
         /// Bytes of a client id.
         pub client_id_bytes: usize = 256,
+        /// What happens when a client of version 3.1.1 publishes what it may not: its protocol has no way to say so. close: the
+        /// connection ends (and again, if the client repeats the message); drop: the message is acknowledged, dropped, and
+        /// counted. Clients of version 5 are told.
+        pub refused_publish: RefusedPublish = RefusedPublish::Close,
         /// Topic prefix given to clients that ask for response information, followed by `/` and the client id. Empty: none.
         pub response_prefix: String = String::new(),
     }
+}
+
+/// What a client that cannot be told gets for a message it may not publish (MQTT-3.3.5-2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RefusedPublish {
+    /// The end of its connection.
+    Close,
+    /// An acknowledgement.
+    Drop,
 }
 
 /// When a published message reaches its subscribers.

@@ -70,6 +70,10 @@ impl State {
         {
             return Err(Reason::QUOTA_EXCEEDED);
         }
+        if !session.may_have(&filter, &self.permissions) {
+            self.denied.subscriptions += 1;
+            return Err(Reason::NOT_AUTHORIZED);
+        }
         let options = one.options;
         session.subscriptions.insert(filter.clone());
         self.subscriptions += usize::from(new);
@@ -125,7 +129,7 @@ impl State {
     }
 
     /// What is on its way for the subscription still comes (MQTT-3.10.4-3).
-    fn unsubscribe_one(
+    pub(super) fn unsubscribe_one(
         &mut self,
         id: SessionId,
         filter: &ByteString,

@@ -4,6 +4,7 @@ mod connections;
 mod flows;
 mod model;
 mod retained;
+mod rights;
 mod shared;
 mod store;
 mod subscriptions;

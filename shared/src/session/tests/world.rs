@@ -3,12 +3,14 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt::Write,
+    sync::Arc,
 };
 
 use bytes::Bytes;
 
 use super::store::Store;
 use crate::{
+    auth::{Action, Permissions, Rule},
     mqtt::{
         PacketId, Version,
         packet::{
@@ -35,6 +37,7 @@ pub(super) struct World {
     fed: usize,
     outboxes: BTreeMap<ConnectionId, Vec<String>>,
     next_connection: u64,
+    permissions: Arc<Permissions>,
 }
 
 pub(super) type Client = ConnectionId;
@@ -59,6 +62,7 @@ impl World {
             fed: 0,
             outboxes: BTreeMap::new(),
             next_connection: 1,
+            permissions: Arc::default(),
         }
     }
 
@@ -103,11 +107,19 @@ impl World {
         self.event(Event::Packet { connection, packet });
     }
 
+    /// New rules, each `who action topic` (action: pub, sub, all; with `!` before it: not).
+    pub(super) fn rules(&mut self, rules: &[&str]) {
+        let rules: Vec<Rule> = rules.iter().map(|rule| parse_rule(rule)).collect();
+        self.permissions = Arc::new(Permissions::new(&rules).expect("rules"));
+        self.event(Event::Permissions(Arc::clone(&self.permissions)));
+    }
+
     /// Kills the broker and starts it on what was stored.
     pub(super) fn restart(&mut self) {
         self.outboxes.clear();
         let restored = self.store.restored();
         self.state = State::new(self.settings.clone(), self.fanout, restored, self.now);
+        self.event(Event::Permissions(Arc::clone(&self.permissions)));
         self.event(Event::Tick);
     }
 
@@ -231,6 +243,18 @@ impl World {
         }
         self.line(connection, text(&outgoing));
     }
+}
+
+fn parse_rule(text: &str) -> Rule {
+    let mut words = text.split(' ').map(str::to_owned);
+    let (who, action) = (words.next().expect("who"), words.next().expect("action"));
+    let allow = !action.starts_with('!');
+    let action = match action.trim_start_matches('!') {
+        "pub" => Action::Publish,
+        "sub" => Action::Subscribe,
+        _ => Action::Both,
+    };
+    Rule { who: vec![who], action, topics: words.collect(), allow }
 }
 
 fn text(outgoing: &Outgoing) -> String {
