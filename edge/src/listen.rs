@@ -1,35 +1,134 @@
-//! The MQTT listener: which CONNECT goes where. Accepting is `shared::net`, serving `shared::connection`.
+//! The MQTT listeners: a stream that arrives becomes a client with a name, or is told why not.
 //!
-//! Change here: which transports are open. Not here: limits of accepting, what a connection does.
+//! ```text
+//! arrived (shared::net) -> CONNECT (shared::connection) -> who is it (shared::auth) -> its connection runs
+//! ```
+//! Nothing of the broker's state is touched before the name is proved. Change here: the order of these steps. Not here:
+//! transports, limits of accepting, what a connection does.
 
-use std::sync::Arc;
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
-use tokio::net::TcpListener;
+use tokio::{task::JoinSet, time::Instant};
 use tributary_shared::{
-    connection::{self, Context},
-    net::{self, Gate},
+    auth::{Identities, Identity, Refusal, Shown},
+    clock::{Clock, wall_ms},
+    connection::{self, Context, Opened, Settings},
+    net::{
+        Admitted, Gate, Listener, Stream,
+        listener::{Arrived, Bound},
+    },
     session::event::Peer,
 };
 
+/// What every connection needs.
+#[derive(Clone)]
+pub struct Door {
+    /// The broker's connections.
+    pub context: Arc<Context>,
+    /// Who is who.
+    pub identities: Arc<Identities>,
+    /// The time.
+    pub clock: Clock,
+}
+
 /// Serves until the context's stop, and until the connections have ended.
-pub async fn serve(listener: TcpListener, gate: Arc<Gate>, context: Arc<Context>) {
-    let stop = context.stop.clone();
-    net::accept(listener, gate, stop, move |stream, address, mut admitted| {
-        let context = context.clone();
-        async move {
-            let opened = tokio::select! {
-                () = context.stop.cancelled() => return,
-                opened = connection::handshake(stream, &context.settings, &context.counters) => opened,
-            };
-            match opened {
-                Ok(opened) => {
-                    admitted.handshake_done();
-                    let peer = Peer { principal: None, address: Some(address) };
-                    connection::run(opened, peer, &context).await;
-                }
-                Err(refused) => tracing::debug!(%address, %refused, "no connection"),
+pub async fn serve(listeners: Vec<(Listener, Bound)>, gate: Arc<Gate>, door: Door) {
+    let patience = Duration::from_millis(door.context.settings.handshake_ms);
+    let mut serving = JoinSet::new();
+    for (listener, bound) in listeners {
+        let (door, gate) = (door.clone(), Arc::clone(&gate));
+        let (stop, methods) = (door.context.stop.clone(), Arc::clone(&listener.methods));
+        let peer = move |arrived, admitted| {
+            let (door, methods) = (door.clone(), Arc::clone(&methods));
+            async move { door.client(arrived, admitted, &methods).await }
+        };
+        serving.spawn(listener.serve(bound, gate, patience, stop, peer));
+    }
+    while serving.join_next().await.is_some() {}
+}
+
+impl Door {
+    async fn client(
+        &self,
+        arrived: Arrived,
+        mut admitted: Admitted,
+        methods: &[tributary_shared::auth::Method],
+    ) {
+        // Boxed: it is large and over soon, while the connection lasts.
+        let entering = Box::pin(self.enter(arrived, &mut admitted, methods));
+        if let Some((opened, peer)) = entering.await {
+            connection::run(opened, peer, &self.context).await;
+        }
+    }
+
+    /// A client that is known, or nothing: then it has been told.
+    async fn enter(
+        &self,
+        arrived: Arrived,
+        admitted: &mut Admitted,
+        methods: &[tributary_shared::auth::Method],
+    ) -> Option<(Opened<Stream>, Peer)> {
+        let (context, address) = (&self.context, arrived.address);
+        let left = arrived.deadline.saturating_duration_since(Instant::now());
+        let handshake_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        let settings = Settings { handshake_ms, ..context.settings.clone() };
+        let opened = tokio::select! {
+            () = context.stop.cancelled() => return None,
+            opened = connection::handshake(arrived.stream, &settings, &context.counters) => opened,
+        };
+        let mut opened = match opened {
+            Ok(opened) => opened,
+            Err(refused) => {
+                tracing::debug!(?address, %refused, "no connection");
+                return None;
+            }
+        };
+        let connect = &opened.connect;
+        let shown = Shown {
+            certificate: &arrived.certificate,
+            user: connect.user_name.as_deref(),
+            password: connect.password.as_deref(),
+            client_id: &connect.client_id,
+            address: address.map(|address| address.ip()),
+        };
+        let outcome = self.identities.identify(shown, methods, self.clock.now()).await;
+        admitted.handshake_done();
+        match outcome {
+            Ok(Identity { principal, until_ms }) => {
+                opened.until = until_ms.map(instant);
+                Some((opened, Peer { principal, address }))
+            }
+            Err(refusal) => {
+                self.refuse(opened, refusal, address).await;
+                None
             }
         }
-    })
-    .await;
+    }
+
+    async fn refuse(
+        &self,
+        opened: Opened<Stream>,
+        refusal: Refusal,
+        address: Option<SocketAddr>,
+    ) {
+        let Refusal { reason, delay, why } = refusal;
+        let user = opened.connect.user_name.as_deref().unwrap_or("");
+        let client = &*opened.connect.client_id;
+        tracing::info!(?address, client, user, reason = reason.0, "client refused: {why}");
+        tokio::select! {
+            () = self.context.stop.cancelled() => {}
+            () = tokio::time::sleep(delay) => opened.refuse(reason).await,
+        }
+    }
+}
+
+/// When a wall clock time comes, as far as can be known now.
+fn instant(wall: i64) -> Instant {
+    let left_ms = u64::try_from(wall.saturating_sub(wall_ms())).unwrap_or(0);
+    let now = Instant::now();
+    now.checked_add(Duration::from_millis(left_ms)).unwrap_or(now)
 }

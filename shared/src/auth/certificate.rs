@@ -5,7 +5,7 @@
 
 use bytestring::ByteString;
 use x509_cert::{
-    Certificate,
+    Certificate as X509,
     der::{
         Decode as _,
         asn1::{Ia5StringRef, PrintableStringRef, TeletexStringRef, Utf8StringRef},
@@ -18,9 +18,31 @@ use x509_cert::{
 const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 const EDGE: &str = "urn:edge:";
 
+/// What TLS says of a client.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Certificate {
+    /// It showed no certificate.
+    #[default]
+    None,
+    /// It proved to have one that names nobody.
+    Nameless,
+    /// It proved this name.
+    Named(ByteString),
+}
+
+impl Certificate {
+    /// From the verified certificate, DER.
+    pub fn read(der: Option<&[u8]>) -> Self {
+        match der {
+            None => Self::None,
+            Some(der) => principal(der).map_or(Self::Nameless, Self::Named),
+        }
+    }
+}
+
 /// The name in a certificate (DER); `None`: it has none that can be used.
 pub fn principal(certificate: &[u8]) -> Option<ByteString> {
-    let certificate = Certificate::from_der(certificate).ok()?;
+    let certificate = X509::from_der(certificate).ok()?;
     let tbs = certificate.tbs_certificate();
     let names = match tbs.get_extension::<SubjectAltName>() {
         Ok(extension) => extension.map(|(_, names)| names.0).unwrap_or_default(),
@@ -41,7 +63,7 @@ pub fn principal(certificate: &[u8]) -> Option<ByteString> {
     super::is_principal(name).then(|| name.into())
 }
 
-fn common_name(certificate: &Certificate) -> Option<String> {
+fn common_name(certificate: &X509) -> Option<String> {
     let subject = certificate.tbs_certificate().subject();
     let mut names = subject.iter().filter(|one| one.oid == COMMON_NAME);
     let value = names.next()?.value.owned_to_ref();

@@ -22,6 +22,7 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use super::{
     cache::Cache,
+    certificate::Certificate,
     files::{Files, LoadError},
     password::Stored,
     throttle::Throttle,
@@ -101,8 +102,8 @@ pub enum Method {
 /// What a client showed.
 #[derive(Debug, Clone, Copy)]
 pub struct Shown<'a> {
-    /// Name in its certificate, which TLS has verified; `Some(None)`: the certificate names nobody.
-    pub certificate: Option<Option<&'a ByteString>>,
+    /// What TLS says of it.
+    pub certificate: &'a Certificate,
     /// User name.
     pub user: Option<&'a str>,
     /// Password.
@@ -243,12 +244,15 @@ impl Identities {
         now: Now,
     ) -> Result<(Identity, Binding), Refusal> {
         let device = files.settings.device_client_id;
-        if let (true, Some(name)) = (methods.contains(&Method::Certificate), shown.certificate) {
-            let Some(name) = name else {
+        match shown.certificate {
+            Certificate::Named(name) if methods.contains(&Method::Certificate) => {
+                return Ok((Identity { principal: Some(name.clone()), until_ms: None }, device));
+            }
+            Certificate::Nameless if methods.contains(&Method::Certificate) => {
                 count(&self.counters.wrong);
                 return Err(refusal(Reason::NOT_AUTHORIZED, "the certificate names nobody"));
-            };
-            return Ok((Identity { principal: Some(name.clone()), until_ms: None }, device));
+            }
+            _ => {}
         }
         let token = shown.password.and_then(as_token);
         if let (true, Some(token)) = (methods.contains(&Method::Token), token) {

@@ -17,6 +17,7 @@ pub mod rules;
 mod throttle;
 pub mod token;
 
+pub use certificate::Certificate;
 pub use files::LoadError;
 pub(crate) use files::warn_if_open;
 pub use identify::{Binding, Identities, Identity, Method, Refusal, Settings, Shown};

@@ -5,7 +5,7 @@ use std::{io, sync::atomic::Ordering, time::Duration};
 use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::{Counters, Settings, count};
@@ -31,6 +31,8 @@ pub struct Opened<S> {
     pub buffer: BytesMut,
     /// What the client wants.
     pub connect: Box<Connect>,
+    /// When its proof of who it is ends, and the connection with it; the host says so.
+    pub until: Option<Instant>,
 }
 
 /// Why a connection came to nothing. The peer was told where the standard has a way to, and the socket is closed.
@@ -77,7 +79,7 @@ where
     match timeout(Duration::from_millis(settings.handshake_ms), reading).await {
         Ok(Ok(connect)) => {
             count(&counters.packets_in);
-            Ok(Opened { stream, reader, buffer, connect })
+            Ok(Opened { stream, reader, buffer, connect, until: None })
         }
         Ok(Err(refused)) => {
             match &refused {

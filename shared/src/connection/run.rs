@@ -1,15 +1,15 @@
 //! The life of one connection after its CONNECT.
 
 use std::{
-    future::Future,
-    pin::pin,
+    future::{Future, pending},
+    pin::{Pin, pin},
     sync::atomic::{AtomicBool, AtomicU16, Ordering},
     time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf},
-    time::timeout,
+    time::{Sleep, sleep_until, timeout},
 };
 
 use super::{
@@ -39,6 +39,8 @@ pub enum End {
     KeepAlive,
     /// The client took no byte for too long.
     Stalled,
+    /// The client's proof of who it is has run out.
+    Expired,
     /// This process stops.
     Stopping,
 }
@@ -51,13 +53,14 @@ impl End {
             Self::Malformed(malformed) => Some(malformed.reason),
             Self::KeepAlive => Some(Reason::KEEP_ALIVE_TIMEOUT),
             Self::Stalled => Some(Reason::QUOTA_EXCEEDED),
+            Self::Expired => Some(Reason::NOT_AUTHORIZED),
             Self::Stopping => Some(Reason::SERVER_SHUTTING_DOWN),
         }
     }
 
     /// We end it, and the client still reads.
     fn is_ours(&self) -> bool {
-        matches!(self, Self::Closed | Self::Malformed(_) | Self::KeepAlive | Self::Stopping)
+        !matches!(self, Self::Gone | Self::Stalled)
     }
 }
 
@@ -85,7 +88,8 @@ pub fn run<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let Opened { stream, mut reader, buffer, connect } = opened;
+    let Opened { stream, mut reader, buffer, connect, until } = opened;
+    let until = until.map(|at| Box::pin(sleep_until(at)));
     let connection = context.next_connection();
     let link = Link {
         context,
@@ -103,7 +107,7 @@ where
         if Box::pin(context.handle.incoming.send(*hello)).await.is_err() {
             return End::Stopping;
         }
-        let end = both(&link, &mut reading, &mut write_half).await;
+        let end = both(&link, &mut reading, &mut write_half, until).await;
         tracing::debug!(connection = connection.0, ?end, "connection ended");
         if end.is_ours() {
             let stream = reading.half.unsplit(write_half);
@@ -118,6 +122,7 @@ async fn both<S>(
     link: &Link<'_>,
     reading: &mut Reading<ReadHalf<S>>,
     write_half: &mut WriteHalf<S>,
+    until: Option<Pin<Box<Sleep>>>,
 ) -> End
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -126,6 +131,7 @@ where
     let end = tokio::select! {
         biased;
         () = link.context.stop.cancelled() => End::Stopping,
+        () = expired(until) => End::Expired,
         end = write.as_mut() => end,
         end = reading.run(link) => end,
     };
@@ -144,6 +150,13 @@ where
     })
     .await;
     end
+}
+
+async fn expired(until: Option<Pin<Box<Sleep>>>) {
+    match until {
+        Some(until) => until.await,
+        None => pending().await,
+    }
 }
 
 /// What the client is told last (MQTT-3.14.0-1: only after a CONNACK that accepted it; only version 5 has it).

@@ -7,6 +7,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     sync::mpsc,
     task::JoinHandle,
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -91,13 +92,18 @@ fn context(settings: Settings) -> (Arc<Context>, mpsc::Receiver<Incoming>) {
 }
 
 async fn start(connect: Connect, settings: Settings) -> Running {
+    start_until(connect, settings, None).await
+}
+
+async fn start_until(connect: Connect, settings: Settings, until: Option<Instant>) -> Running {
     let version = connect.version;
     let (context, mut incoming) = context(settings);
     let (near, far) = duplex(PIPE);
     let reader = Reader::client(version, 1 << 20);
     let mut client = Client { stream: near, reader, buffer: BytesMut::new(), version };
     client.send(&Packet::Connect(Box::new(connect))).await;
-    let opened = handshake(far, &context.settings, &context.counters).await.unwrap();
+    let mut opened = handshake(far, &context.settings, &context.counters).await.unwrap();
+    opened.until = until;
     let peer = Peer { principal: None, address: None };
     let shared = Arc::clone(&context);
     let end = tokio::spawn(async move { run(opened, peer, &shared).await });
@@ -309,6 +315,19 @@ async fn a_stop_tells_version_5_clients() {
     assert_eq!(running.client.receive().await, None);
     drop(running.client);
     assert_eq!(running.end.await.unwrap(), End::Stopping);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_ends_with_its_clients_proof() {
+    let until = Instant::now() + Duration::from_secs(100);
+    let mut running = start_until(connect(Version::V5), Settings::default(), Some(until)).await;
+    running.outbox.send(connack(ConnAckProperties::default())).unwrap();
+    assert!(matches!(running.client.receive().await, Some(Packet::ConnAck(_))));
+    let told = running.client.receive().await;
+    assert_eq!(told, Some(Packet::Disconnect(Disconnect::new(Reason::NOT_AUTHORIZED))));
+    assert!(Instant::now() >= until);
+    drop(running.client);
+    assert_eq!(running.end.await.unwrap(), End::Expired);
 }
 
 #[tokio::test(start_paused = true)]

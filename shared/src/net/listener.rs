@@ -15,7 +15,6 @@ use std::{
     time::Duration,
 };
 
-use bytestring::ByteString;
 use serde::{Deserialize, Serialize};
 use tokio::{
     net::{TcpListener, TcpStream, UnixStream},
@@ -32,7 +31,7 @@ use super::{
     unix::Unix,
     websocket::{self, UpgradeError},
 };
-use crate::auth::{Identities, Method, certificate};
+use crate::auth::{Certificate, Identities, Method};
 
 crate::settings! {
     /// One more MQTT listener.
@@ -191,8 +190,8 @@ pub struct Arrived {
     pub stream: Stream,
     /// Where it comes from; `None`: a unix socket.
     pub address: Option<SocketAddr>,
-    /// Name in its certificate; `Some(None)`: the certificate names nobody.
-    pub certificate: Option<Option<ByteString>>,
+    /// What TLS says of it.
+    pub certificate: Certificate,
     /// When it must have identified itself.
     pub deadline: Instant,
 }
@@ -325,10 +324,10 @@ impl Listener {
                     Transport::Ws => Stream::WebSocket(Box::new(self.upgrade(stream).await?)),
                     Transport::Tcp | Transport::Tls | Transport::Wss => Stream::Tcp(stream),
                 };
-                return Ok((stream, None));
+                return Ok((stream, Certificate::None));
             };
             let stream = tls.accept(stream).await?;
-            let name = tls::client_certificate(&stream).map(certificate::principal);
+            let name = Certificate::read(tls::client_certificate(&stream));
             let stream = match self.transport {
                 Transport::Wss => Stream::SecureWebSocket(Box::new(self.upgrade(stream).await?)),
                 Transport::Tcp | Transport::Tls | Transport::Ws => Stream::Tls(Box::new(stream)),
@@ -349,7 +348,7 @@ impl Listener {
             })
         };
         let stream = self.settle(timeout_at(deadline, opening).await, None)?;
-        Some(Arrived { stream, address: None, certificate: None, deadline })
+        Some(Arrived { stream, address: None, certificate: Certificate::None, deadline })
     }
 
     async fn upgrade<S>(&self, stream: S) -> Result<websocket::WebSocket<S>, UpgradeError>

@@ -27,9 +27,10 @@ use rustls::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use x509_cert::{Certificate, der::Decode as _};
 
 /// 2026-01-01: it is never earlier than that. A gateway without a battery starts in 1970.
-const WRITTEN: Duration = Duration::from_secs(1_767_225_600);
+const WRITTEN: Duration = Duration::from_hours(490_896);
 /// Bytes of a file.
 const FILE_BYTES: u64 = 4 * 1024 * 1024;
 
@@ -88,6 +89,11 @@ impl Tls {
         [certificate, key, client_ca, client_crl].into_iter().filter(|file| !file.is_empty())
     }
 
+    /// When the certificate that is served ends, since 1970.
+    pub fn expires(&self) -> Option<Duration> {
+        expiry(&pems::<CertificateDer<'_>>(&read(&self.files.certificate).ok()?).ok()?)
+    }
+
     /// Reads the files again, for connections from now on.
     pub fn reload(&self) -> Result<(), TlsError> {
         let new = configuration(&self.files, &self.setting).inspect_err(|_| {
@@ -107,6 +113,12 @@ impl Tls {
             self.failed.fetch_add(1, Ordering::Relaxed);
         })
     }
+}
+
+/// When our certificate ends, since 1970.
+fn expiry(chain: &[CertificateDer<'_>]) -> Option<Duration> {
+    let own = Certificate::from_der(chain.first()?).ok()?;
+    Some(own.tbs_certificate().validity().not_after.to_unix_duration())
 }
 
 /// The certificate that the client proved to have, DER.

@@ -45,11 +45,17 @@ fn two_users(folder: &Folder) -> (Settings, String) {
 fn showing<'a>(user: &'a str, password: &'a str, client_id: &'a str) -> Shown<'a> {
     let (user, password) = (Some(user), Some(password.as_bytes()));
     let address = Some("198.51.100.7".parse().unwrap());
-    Shown { certificate: None, user, password, client_id, address }
+    Shown { certificate: &Certificate::None, user, password, client_id, address }
 }
 
 fn nothing() -> Shown<'static> {
-    Shown { certificate: None, user: None, password: None, client_id: "c", address: None }
+    Shown {
+        certificate: &Certificate::None,
+        user: None,
+        password: None,
+        client_id: "c",
+        address: None,
+    }
 }
 
 fn token(name: &str) -> String {
@@ -76,8 +82,7 @@ async fn the_first_means_that_a_client_uses_decides() {
     let all = Identities::open(&settings).unwrap();
     assert!(all.offers(Method::Password) && all.offers(Method::Token));
     assert_eq!(all.sizes(), (2, 1));
-    let name = ByteString::from_static("gw-1");
-    let with = |shown, certificate| Shown { certificate: Some(certificate), ..shown };
+    let name = Certificate::Named(ByteString::from_static("gw-1"));
     let (good, forged) = (token("gw-1"), token("gw-1").replace("ey", "eyx"));
     let anonymous = [Method::Password, Method::Anonymous];
     let only = [Method::Anonymous];
@@ -86,26 +91,30 @@ async fn the_first_means_that_a_client_uses_decides() {
         (showing("ann", "password", "any"), &ALL[..], some("ann")),
         (showing("gw-1", &secret, "gw-1"), &ALL, some("gw-1")),
         (showing("whoever", &good, "gw-1"), &ALL, some("gw-1")),
-        (with(showing("ann", "wrong", "gw-1"), Some(&name)), &ALL, some("gw-1")),
+        (Shown { certificate: &name, ..showing("ann", "wrong", "gw-1") }, &ALL, some("gw-1")),
         (nothing(), &anonymous, some("")),
         (showing("ann", "password", "c"), &only, some("")),
         // A failure is never made up for.
         (showing("ann", "wrong", "c"), &anonymous, Err(0x86)),
         (showing("nobody", "password", "c"), &anonymous, Err(0x86)),
-        (with(showing("ann", "password", "c"), None), &ALL, Err(0x87)),
+        (
+            Shown { certificate: &Certificate::Nameless, ..showing("ann", "password", "c") },
+            &ALL,
+            Err(0x87),
+        ),
         (showing("ann", &forged, "c"), &ALL, Err(0x86)),
         (showing("ann", "", "c"), &ALL, Err(0x86)),
         (nothing(), &ALL, Err(0x87)),
         (nothing(), &[], Err(0x87)),
         // Means that the listener does not take.
-        (with(nothing(), Some(&name)), &[Method::Password], Err(0x87)),
+        (Shown { certificate: &name, ..nothing() }, &[Method::Password], Err(0x87)),
         (showing("gw-1", &good, "gw-1"), &[Method::Password], Err(0x86)),
         (showing("ann", "password", "c"), &[Method::Token], Err(0x87)),
         // A device's client id is its name; a person's is its own affair.
         (showing("gw-1", &secret, "gw-2"), &ALL, Err(0x85)),
         (showing("gw-1", &secret, ""), &ALL, Err(0x85)),
         (showing("x", &good, "gw-10"), &ALL, Err(0x85)),
-        (with(nothing(), Some(&name)), &ALL, Err(0x85)),
+        (Shown { certificate: &name, ..nothing() }, &ALL, Err(0x85)),
     ] {
         assert_eq!(outcome(&all, shown, methods).await, expected, "{shown:?} {methods:?}");
     }

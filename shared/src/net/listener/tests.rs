@@ -94,7 +94,10 @@ async fn greet(mut listener: Listener) -> (Address, CancellationToken, mpsc::Rec
         let told = told.clone();
         async move {
             admitted.handshake_done();
-            let name = arrived.certificate.flatten().map(String::from);
+            let name = match &arrived.certificate {
+                auth::Certificate::Named(name) => Some(name.to_string()),
+                _ => None,
+            };
             let mut got = [0; 5];
             arrived.stream.read_exact(&mut got).await.unwrap();
             let text = format!("hello {}", name.as_deref().unwrap_or("?"));

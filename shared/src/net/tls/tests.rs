@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio_rustls::{TlsConnector, client};
 
 use super::*;
+use crate::auth;
 
 /// A folder with the files of a small authority.
 pub(in crate::net) struct Authority {
@@ -113,7 +114,7 @@ struct Exchanged {
     client: client::TlsStream<DuplexStream>,
     server: TlsStream<DuplexStream>,
     /// What the client has proved.
-    name: Option<Option<String>>,
+    certificate: auth::Certificate,
 }
 
 async fn exchange(tls: &Tls, connector: TlsConnector) -> io::Result<Exchanged> {
@@ -130,16 +131,16 @@ async fn exchange(tls: &Tls, connector: TlsConnector) -> io::Result<Exchanged> {
     };
     let server = async {
         let mut stream = tls.accept(ours).await?;
-        let name = client_certificate(&stream).map(crate::auth::certificate::principal);
+        let certificate = auth::Certificate::read(client_certificate(&stream));
         let mut got = [0; 4];
         stream.read_exact(&mut got).await?;
         stream.write_all(b"pong").await?;
         stream.flush().await?;
-        Ok((stream, name.map(|name| name.map(String::from))))
+        Ok((stream, certificate))
     };
     let (client, server): (io::Result<_>, io::Result<_>) = tokio::join!(client, server);
-    let (server, name) = server?;
-    Ok(Exchanged { client: client?, server, name })
+    let (server, certificate) = server?;
+    Ok(Exchanged { client: client?, server, certificate })
 }
 
 fn serial(exchanged: &Exchanged) -> Vec<u8> {
@@ -176,12 +177,15 @@ async fn a_clients_certificate_is_verified_named_and_revoked() {
     for (files, optional) in [(may, true), (must, false)] {
         let tls = Tls::open(files, "l").unwrap();
         let connect = |pair| exchange(&tls, authority.connector(pair, false));
-        assert_eq!(connect(Some(&good)).await.unwrap().name, Some(Some("gw-1".to_owned())));
+        assert_eq!(
+            connect(Some(&good)).await.unwrap().certificate,
+            auth::Certificate::Named("gw-1".into())
+        );
         assert!(connect(Some(&bad)).await.is_err(), "revoked");
         assert!(connect(Some(&foreign)).await.is_err(), "of another authority");
         let none = connect(None).await.ok();
         assert_eq!(none.is_some(), optional);
-        assert!(none.is_none_or(|none| none.name.is_none()));
+        assert!(none.is_none_or(|none| none.certificate == auth::Certificate::None));
     }
 }
 

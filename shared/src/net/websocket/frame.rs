@@ -200,16 +200,25 @@ pub(super) fn control(answer: &Answer) -> Vec<u8> {
 }
 
 fn header(opcode: u8, length: usize) -> ([u8; 10], usize) {
-    let first = 0x80 | opcode;
-    let [.., a, b] = length.to_be_bytes();
-    match length {
-        0..=125 => ([first, b, 0, 0, 0, 0, 0, 0, 0, 0], 2),
-        126..=0xFFFF => ([first, 126, a, b, 0, 0, 0, 0, 0, 0], 4),
-        _ => {
-            let [a, b, c, d, e, f, g, h] = (length as u64).to_be_bytes();
-            ([first, 127, a, b, c, d, e, f, g, h], 10)
+    let long = (length as u64).to_be_bytes();
+    let [.., high, low] = long;
+    let mut header = [0; 10];
+    let bytes = match length {
+        0..=125 => {
+            header = [0x80 | opcode, low, 0, 0, 0, 0, 0, 0, 0, 0];
+            2
         }
-    }
+        126..=0xFFFF => {
+            header = [0x80 | opcode, 126, high, low, 0, 0, 0, 0, 0, 0];
+            4
+        }
+        _ => {
+            let all = [0x80 | opcode, 127].into_iter().chain(long);
+            header.iter_mut().zip(all).for_each(|(slot, byte)| *slot = byte);
+            10
+        }
+    };
+    (header, bytes)
 }
 
 #[cfg(test)]

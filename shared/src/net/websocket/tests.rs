@@ -129,6 +129,6 @@ async fn what_is_no_websocket_request_gets_an_http_answer() {
     assert!(answer.ends_with("\r\n\r\nthis is an MQTT port for WebSocket clients\n"), "{answer}");
 
     let (mut theirs, ours) = duplex(100_000);
-    theirs.write_all(&[b'A'; 20_000]).await.unwrap();
+    theirs.write_all(&vec![b'A'; 20_000]).await.unwrap();
     assert!(matches!(accept(ours, &[]).await, Err(UpgradeError::Refused { status: 431, .. })));
 }
