@@ -1,7 +1,7 @@
 //! Builds the parts, joins their handles, owns start and stop order.
 //!
 //! ```text
-//! start: ports bound -> store open -> broker, uplinks -> "ready"
+//! start: access prepared, ports bound -> store open -> broker, uplinks -> "ready"
 //! stop:  no new connections, clients told -> broker has everything durable -> uplinks say goodbye -> store closed
 //! ```
 //! When the store fails while it is in use, everything but the HTTP port is stopped and built again on a store opened
@@ -16,21 +16,29 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{net::TcpListener, sync::mpsc, task::JoinSet, time::timeout};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 use tributary_shared::{
     clock::Clock,
     connection::{Context, Handle},
-    net::{self, BindError, Exposed, Exposure, Gate},
+    net::{
+        self, BindError, Exposed, Exposure, Gate, Listener,
+        listener::{Bound, ListenError},
+    },
     session::{Fanout, State},
 };
 
 use crate::{
+    access::{Access, AccessError},
     admin,
     broker::Broker,
     config::Config,
     link::Address,
-    listen,
+    listen::{self, Door},
     status::Status,
     store::{self, After, Opened, Plan, Store},
     uplink::Uplink,
@@ -59,6 +67,10 @@ pub enum AppError {
     )]
     Address { setting: &'static str, address: String },
     #[error(transparent)]
+    Access(#[from] AccessError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
     Exposed(#[from] Exposed),
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -70,14 +82,18 @@ pub enum AppError {
     Stop,
 }
 
-/// Runs until `stop`, or until a part fails.
-pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppError> {
+/// Runs until `stop`, or until a part fails. `changed`: settings as they are read again.
+pub async fn serve(
+    config: Config,
+    changed: watch::Receiver<Config>,
+    stop: CancellationToken,
+) -> Result<(), AppError> {
     config.check().map_err(AppError::Config)?;
     let status = Arc::new(Status::default());
-    let mut mqtt = address(&config, "listen.mqtt", &config.listen.mqtt).await?;
+    let access = Access::prepare(&config).await?;
+    let mut listeners = access.listeners.clone();
     let admin_at = address(&config, "listen.admin", &config.listen.admin).await?;
-    let listener = net::bind(mqtt, "listen.mqtt")?;
-    mqtt = listener.local_addr().unwrap_or(mqtt);
+    let bound = bind(&mut listeners)?;
     let admin_listener = net::bind(admin_at, "listen.admin")?;
     let admin_at = admin_listener.local_addr().unwrap_or(admin_at);
     let admin_stop = stop.child_token();
@@ -89,19 +105,22 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppErr
         after: After::Start,
     };
     let opened = open(&plan, &status).await?;
-    let shown =
-        admin::Shown::new(config.id.clone(), !config.uplink.cloud.is_empty(), status.clone());
+    let has_cloud = !config.uplink.cloud.is_empty();
+    let shown = admin::Shown::new(config.id.clone(), has_cloud, status.clone(), access.clone());
+    let following = access.clone().follow(changed, admin_stop.clone());
+    let following = tributary_shared::tasks::critical("access", &admin_stop, following);
     let http = admin::serve(admin_listener, shown.clone(), admin_stop.clone());
     let http = tributary_shared::tasks::critical("admin", &admin_stop, http);
-    let mut next = Some((listener, opened));
+    let mut next = Some((bound, opened));
     let outcome = loop {
         let began = Instant::now();
-        let (listener, opened) = match next.take() {
+        let (bound, opened) = match next.take() {
             Some(first) => first,
-            None => (net::bind(mqtt, "listen.mqtt")?, open(&plan, &status).await?),
+            None => (bind(&mut listeners)?, open(&plan, &status).await?),
         };
-        let ready = || say_ready(mqtt, admin_at, &config.id, &status);
-        match run(&config, listener, opened, &status, &shown, &stop, ready).await {
+        let ready = || say_ready(&listeners, admin_at, &config.id, &status);
+        let open = listeners.iter().cloned().zip(bound).collect();
+        match run(&config, open, opened, &status, &shown, &stop, ready).await {
             Err(AppError::Store(error))
                 if !stop.is_cancelled()
                     && (began.elapsed() > STEADY || status.store_reopened.get() == 0) =>
@@ -115,7 +134,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppErr
     };
     admin_stop.cancel();
     // Late or not, the process ends next.
-    let _late = timeout(PART_STOP, http).await;
+    let _late = timeout(PART_STOP, async { tokio::join!(http, following) }).await;
     outcome
 }
 
@@ -128,7 +147,7 @@ async fn open(plan: &Plan, status: &Arc<Status>) -> Result<Opened, store::Error>
 /// One life of broker, uplinks and store.
 async fn run(
     config: &Config,
-    listener: TcpListener,
+    listeners: Vec<(Listener, Bound)>,
     opened: Opened,
     status: &Arc<Status>,
     shown: &admin::Shown,
@@ -139,7 +158,10 @@ async fn run(
     let clock = Clock::start();
     let state = State::new(config.session.clone(), Fanout::AtOnce, restored, clock.now());
     let alias_max = config.session.topic_alias_maximum;
-    let broker = Broker::new(state, store.clone(), journal, status.clone(), clock, alias_max);
+    let access = shown.access();
+    let permissions = access.permissions();
+    let broker =
+        Broker::new(state, store.clone(), journal, status.clone(), clock, alias_max, permissions);
     let (incoming, queue) = mpsc::channel(INCOMING);
     let clients_stop = stop.child_token();
     let packet_bytes = config.session.packet_bytes as usize;
@@ -152,10 +174,11 @@ async fn run(
     let context = Arc::new(context);
     shown.watch(&context);
     let gate = Gate::new(config.net.clone());
+    let door = Door { context, identities: access.identities.clone(), clock };
     let mut parts = JoinSet::new();
     parts.spawn(async move { broker.run(queue).await.map_err(AppError::from) });
     parts.spawn(async move {
-        listen::serve(listener, gate, context).await;
+        listen::serve(listeners, gate, door).await;
         Ok(())
     });
     let uplinks_stop = CancellationToken::new();
@@ -241,7 +264,7 @@ async fn close(store: Store, threads: Vec<Thread<()>>) {
 }
 
 /// The address of a listener, if it may be opened.
-async fn address(
+pub(crate) async fn address(
     config: &Config,
     setting: &'static str,
     address: &str,
@@ -254,16 +277,28 @@ async fn address(
     Ok(found)
 }
 
+/// Opens all; the ports that were picked stay the same when it is done again.
+fn bind(listeners: &mut [Listener]) -> Result<Vec<Bound>, ListenError> {
+    listeners.iter_mut().map(Listener::bind).collect()
+}
+
 /// The one line on stdout; once a process.
-fn say_ready(mqtt: SocketAddr, admin: SocketAddr, id: &str, status: &Status) {
+fn say_ready(listeners: &[Listener], admin: SocketAddr, id: &str, status: &Status) {
     if status.store_reopened.get() > 0 {
         return;
     }
-    let line =
-        serde_json::json!({ "mqtt": mqtt.to_string(), "admin": admin.to_string(), "id": id });
+    let mut line = serde_json::json!({ "admin": admin.to_string(), "id": id });
+    for listener in listeners {
+        let name = if listener.setting == "listen.mqtt" { "mqtt" } else { &listener.setting };
+        if let Some(line) = line.as_object_mut() {
+            line.insert(name.to_owned(), listener.address.to_string().into());
+        }
+        let (address, transport) = (&listener.address, listener.transport);
+        tracing::info!(%address, ?transport, methods = ?listener.methods, "listening");
+    }
     let mut out = std::io::stdout().lock();
     if let Err(error) = writeln!(out, "ready {line}").and_then(|()| out.flush()) {
         tracing::warn!(%error, "nobody reads stdout");
     }
-    tracing::info!(%mqtt, %admin, id, "ready");
+    tracing::info!(%admin, id, "ready");
 }

@@ -22,6 +22,7 @@ use tokio::{
     time,
 };
 use tributary_shared::{
+    auth::Permissions,
     clock::Clock,
     connection::{Incoming, Outbox},
     mqtt::{
@@ -102,6 +103,7 @@ pub struct Broker {
     /// Lanes that may refuse, and the highest alias that is remembered for them.
     refusing: Vec<LaneHandle>,
     alias_max: u16,
+    permissions: watch::Receiver<Arc<Permissions>>,
 }
 
 impl Broker {
@@ -113,6 +115,7 @@ impl Broker {
         status: Arc<Status>,
         clock: Clock,
         alias_max: u16,
+        permissions: watch::Receiver<Arc<Permissions>>,
     ) -> Self {
         let refuses =
             |lane: &&LaneHandle| lane.settings.as_ref().is_some_and(|s| s.policy == Policy::Refuse);
@@ -133,12 +136,14 @@ impl Broker {
             committed: 0,
             loads: mpsc::channel(LOADS),
             alias_max,
+            permissions,
         }
     }
 
     /// Runs until all connections and their handles are gone and everything is durable, or the store fails.
     pub async fn run(mut self, mut incoming: mpsc::Receiver<Incoming>) -> Result<(), Error> {
         let mut taken = Vec::with_capacity(TAKE);
+        self.permit();
         self.decide(Event::Tick, self.clock.now());
         let mut open = true;
         while open || !self.is_flushed() {
@@ -156,6 +161,7 @@ impl Broker {
                     let (entries, complete) = found?;
                     self.decide(Event::Loaded { session, entries, complete }, self.clock.now());
                 }
+                Ok(()) = self.permissions.changed(), if open && room => self.permit(),
                 count = incoming.recv_many(&mut taken, TAKE), if open && room => {
                     open = count > 0;
                     let now = self.clock.now();
@@ -168,8 +174,15 @@ impl Broker {
                 }
             }
             self.status.connections.set(self.clients.len() as u64);
+            self.status.rights.set(&self.state.stats().denied);
         }
         Ok(())
+    }
+
+    /// What clients may do from now on.
+    fn permit(&mut self) {
+        let permissions = self.permissions.borrow_and_update().clone();
+        self.decide(Event::Permissions(permissions), self.clock.now());
     }
 
     fn is_flushed(&self) -> bool {

@@ -2,14 +2,14 @@
 //!
 //! Change here: which parts have settings. Not here: any part's settings, reading files and flags (`shared::config`).
 
-use tributary_shared::{connection, net, session, telemetry};
+use tributary_shared::{auth, connection, net, session, telemetry};
 
 use crate::{lane, store, uplink};
 
 tributary_shared::settings! {
-    /// Addresses of the listeners. Port 0 picks a free one. Beyond loopback they need `net.allow_insecure`: there is no TLS and no authentication yet.
+    /// Addresses without TLS. Port 0 picks a free one.
     pub struct Listen {
-        /// MQTT clients.
+        /// MQTT clients, on loopback; `listeners` below are for others. Empty: none.
         pub mqtt: String = "127.0.0.1:1883".into(),
         /// HTTP: health, metrics, status.
         pub admin: String = "127.0.0.1:8081".into(),
@@ -23,8 +23,16 @@ tributary_shared::settings! {
         pub data: String = "/var/lib/tributary-edge".into(),
         /// Name of this edge, unique at its cloud: 1 to 128 bytes without `/ + #`. Must be set.
         pub id: String = String::new(),
-        /// Addresses of the listeners. Port 0 picks a free one. Beyond loopback they need `net.allow_insecure`: there is no TLS and no authentication yet.
+        /// Addresses without TLS. Port 0 picks a free one.
         pub listen: Listen = Listen::default(),
+        /// More MQTT listeners, each with its own transport and means to prove a name. Beyond loopback they have TLS and a proof,
+        /// and there are access rules.
+        pub listeners: Vec<net::listener::Settings> = Vec::new(),
+        /// How clients prove who they are. Files are read again when they change.
+        pub auth: auth::Settings = auth::Settings::default(),
+        /// Access rules. The first that speaks of a client, its action and the topic decides; where none does the answer is no.
+        /// Without any rule everybody may do everything, and nothing is opened beyond loopback. Read again at SIGHUP.
+        pub rules: Vec<auth::Rule> = Vec::new(),
         /// Limits of listeners.
         pub net: net::Settings = net::Settings::default(),
         /// MQTT connections: what a peer may cost before and after its CONNECT.

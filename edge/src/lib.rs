@@ -1,18 +1,21 @@
 //! The edge: an MQTT broker that keeps every message on disk and syncs it upstream.
 //!
-//! The path of one message: `listen` accepts a device, `shared::connection` reads its PUBLISH, [`broker`] lets
+//! The path of one message: `listen` accepts a device that [`access`] knows, `shared::connection` reads its PUBLISH, [`broker`] lets
 //! `shared::session` decide and hands the changes to the [`store`], which commits them with many others in one fsynced
 //! SQLite transaction; then the PUBACK goes out. [`uplink`] reads the batch that the commit made, sends it over a
 //! [`link`], and moves the mark when the cloud has confirmed it. [`admin`] shows the numbers of [`status`];
 //! [`app`] builds all of it from [`config`].
 
+pub mod access;
 pub mod admin;
 pub mod app;
 pub mod broker;
+pub mod check;
 pub mod config;
 pub mod lane;
 pub mod link;
 pub mod listen;
+pub mod passwd;
 pub mod status;
 pub mod store;
 pub mod uplink;

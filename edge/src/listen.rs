@@ -6,11 +6,7 @@
 //! Nothing of the broker's state is touched before the name is proved. Change here: the order of these steps. Not here:
 //! transports, limits of accepting, what a connection does.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{task::JoinSet, time::Instant};
 use tributary_shared::{
@@ -109,12 +105,7 @@ impl Door {
         }
     }
 
-    async fn refuse(
-        &self,
-        opened: Opened<Stream>,
-        refusal: Refusal,
-        address: Option<SocketAddr>,
-    ) {
+    async fn refuse(&self, opened: Opened<Stream>, refusal: Refusal, address: Option<SocketAddr>) {
         let Refusal { reason, delay, why } = refusal;
         let user = opened.connect.user_name.as_deref().unwrap_or("");
         let client = &*opened.connect.client_id;

@@ -1,11 +1,18 @@
 //! Arguments, settings, start, wait for a signal; no logic.
 
-use std::{convert::Infallible, path::PathBuf, process::ExitCode, time::Duration};
+use std::{convert::Infallible, io::Write as _, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
 use tokio_util::sync::CancellationToken;
-use tributary_edge::{app, config::Config};
+use tributary_edge::{
+    app, check,
+    config::Config,
+    passwd::{self, Change},
+};
 use tributary_shared::{
     config::{ConfigError, Loader},
     telemetry,
@@ -26,11 +33,47 @@ enum Command {
     ///
     /// Example: tributary-edge serve --data /var/lib/tributary-edge --id gw1 --cloud mqtt://127.0.0.1:1884
     Serve(Serve),
+    /// Say in plain words what the settings would do: what listens where, who gets in, who may do what. Starts nothing; an
+    /// error is what would keep `serve` from starting.
+    ///
+    /// Example: tributary-edge check --config /etc/tributary/edge.toml
+    Check(Serve),
+    /// Add, change or delete a user of a password file. A person's password is read from the terminal, or one line of stdin; a
+    /// device's secret is made and printed, once. A running edge takes the change within ten seconds, or at SIGHUP.
+    ///
+    /// Example: tributary-edge passwd --file /etc/tributary/users --device gw-7
+    Passwd(Passwd),
+}
+
+#[derive(Args)]
+struct Passwd {
+    /// The password file, `auth.password_file` of the settings; made if missing.
+    #[arg(long, value_name = "FILE")]
+    file: PathBuf,
+    /// Make a secret for a device instead of asking for a person's password.
+    #[arg(long, conflicts_with = "delete")]
+    device: bool,
+    /// Delete the user.
+    #[arg(long)]
+    delete: bool,
+    /// Name.
+    user: String,
+}
+
+impl Passwd {
+    fn run(&self) -> Result<(), Box<dyn std::error::Error>> {
+        let change = match (self.device, self.delete) {
+            (true, _) => Change::Device,
+            (_, true) => Change::Delete,
+            _ => Change::Person,
+        };
+        say(&(passwd::change(&self.file, &self.user, change)? + "\n"))
+    }
 }
 
 /// Flags override environment variables (TRIBUTARY_SECTION__KEY), which override the settings file, which overrides the
 /// defaults.
-#[derive(Args)]
+#[derive(Args, Clone)]
 struct Serve {
     /// Settings file; config/edge.toml documents every key. An unknown key is an error.
     #[arg(long, value_name = "FILE")]
@@ -80,8 +123,12 @@ impl Serve {
 }
 
 fn main() -> ExitCode {
-    let Command::Serve(serve) = Arguments::parse().command;
-    match run(&serve) {
+    let outcome = match Arguments::parse().command {
+        Command::Serve(serve) => run(&serve),
+        Command::Check(serve) => check(&serve),
+        Command::Passwd(passwd) => passwd.run(),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             fail(&*error);
@@ -96,15 +143,31 @@ fn run(serve: &Serve) -> Result<(), Box<dyn std::error::Error>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(async {
         let stop = CancellationToken::new();
+        let (send, changed) = watch::channel(config.clone());
         let signals = stop_on_signals(stop.clone())?;
+        let reloads = reload_on_signal(serve.clone(), send)?;
         tokio::select! {
-            outcome = app::serve(config, stop) => Ok(outcome?),
+            outcome = app::serve(config, changed, stop) => Ok(outcome?),
             never = signals => match never {},
+            never = reloads => match never {},
         }
     });
     // Whatever still blocks a thread has nothing left to promise.
     runtime.shutdown_timeout(Duration::from_millis(200));
     outcome
+}
+
+fn check(serve: &Serve) -> Result<(), Box<dyn std::error::Error>> {
+    let config = serve.config()?;
+    telemetry::init(&config.telemetry)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    say(&runtime.block_on(check::report(&config))?)
+}
+
+/// To stdout.
+fn say(text: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let mut out = std::io::stdout().lock();
+    Ok(out.write_all(text.as_bytes()).and_then(|()| out.flush())?)
 }
 
 /// Cancels `stop` at SIGTERM or SIGINT.
@@ -116,6 +179,26 @@ fn stop_on_signals(stop: CancellationToken) -> std::io::Result<impl Future<Outpu
         tracing::info!("stopping");
         stop.cancel();
         std::future::pending().await
+    })
+}
+
+/// Reads the settings again at SIGHUP; bad ones change nothing.
+fn reload_on_signal(
+    serve: Serve,
+    send: watch::Sender<Config>,
+) -> std::io::Result<impl Future<Output = Infallible>> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        loop {
+            if hangup.recv().await.is_none() {
+                return std::future::pending().await;
+            }
+            let config = serve.config().map_err(|error| error.to_string());
+            match config.and_then(|config| config.check().map(|()| config)) {
+                Ok(config) => drop(send.send_replace(config)),
+                Err(error) => tracing::error!(%error, "settings not read again"),
+            }
+        }
     })
 }
 

@@ -11,6 +11,8 @@ use std::{
     time::Duration,
 };
 
+use tributary_shared::session::Denied;
+
 /// A number that only grows, or a gauge.
 #[derive(Debug, Default)]
 pub struct Number(AtomicU64);
@@ -45,6 +47,8 @@ pub struct Status {
     pub messages_out: Number,
     /// Connected MQTT clients.
     pub connections: Number,
+    /// What clients were not allowed.
+    pub rights: Rights,
     /// Durable commits.
     pub commits: Number,
     /// Sum of commit times.
@@ -104,6 +108,25 @@ impl Status {
         let lane = Arc::new(LaneStatus { name: name.to_owned(), ..LaneStatus::default() });
         lanes.push(lane.clone());
         lane
+    }
+}
+
+/// What clients were not allowed, since the start.
+#[derive(Debug, Default)]
+pub struct Rights([Number; 6]);
+
+impl Rights {
+    /// Takes the broker's counts.
+    pub fn set(&self, denied: &Denied) {
+        let Denied { connects, publishes, subscriptions, revoked, deliveries, wills } = *denied;
+        let counts = [connects, publishes, subscriptions, revoked, deliveries, wills];
+        self.0.iter().zip(counts).for_each(|(number, count)| number.set(count));
+    }
+
+    /// With their metric labels.
+    pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let labels = ["connect", "publish", "subscribe", "revoked", "delivery", "will"];
+        labels.into_iter().zip(self.0.iter().map(Number::get))
     }
 }
 

@@ -45,6 +45,7 @@ pub(super) fn render(shown: &Shown) -> String {
     commits(&mut page, status);
     lanes(&mut page, status);
     connections(&mut page, shown);
+    access(&mut page, shown);
     page.0
 }
 
@@ -153,6 +154,46 @@ fn connections(page: &mut Page, shown: &Shown) {
         ("mqtt_stalled_total", "Connections whose client did not read", &counters.stalled),
     ] {
         page.counter(name, help, value.load(Relaxed));
+    }
+}
+
+fn access(page: &mut Page, shown: &Shown) {
+    let counters = &shown.access.identities.counters;
+    page.counter("auth_accepted_total", "Clients let in", counters.accepted.load(Relaxed));
+    page.head("auth_refused_total", "counter", "Clients refused, by reason");
+    for (why, count) in [
+        ("wrong", &counters.wrong),
+        ("missing", &counters.missing),
+        ("client_id", &counters.client_id),
+        ("blocked", &counters.blocked),
+        ("busy", &counters.busy),
+    ] {
+        page.value("auth_refused_total", &format!("{{why=\"{why}\"}}"), count.load(Relaxed));
+    }
+    page.head("denied_total", "counter", "What clients were not allowed, by what it was");
+    for (what, count) in shown.status.rights.counts() {
+        page.value("denied_total", &format!("{{what=\"{what}\"}}"), count);
+    }
+    page.counter("access_reloads_total", "Changes of access taken", shown.access.reloads.get());
+    let failed = shown.access.failed_reloads.get();
+    page.counter("access_reload_failures_total", "Changes of access not taken", failed);
+    tls(page, shown);
+}
+
+fn tls(page: &mut Page, shown: &Shown) {
+    let listeners = &shown.access.listeners;
+    let all = || listeners.iter().filter_map(|one| Some((&one.setting, one.tls.as_ref()?)));
+    let name = "tls_handshakes_failed_total";
+    page.head(name, "counter", "TLS handshakes that came to nothing, by listener");
+    for (listener, tls) in all() {
+        let failed = tls.failed.load(Relaxed);
+        page.value(name, &format!("{{listener=\"{listener}\"}}"), failed);
+    }
+    let name = "tls_certificate_expires_seconds";
+    page.head(name, "gauge", "When the listener's certificate ends, seconds since 1970");
+    for (listener, tls) in all() {
+        let expires = tls.expires().map_or(0, |at| at.as_secs());
+        page.value(name, &format!("{{listener=\"{listener}\"}}"), expires);
     }
 }
 

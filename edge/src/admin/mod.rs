@@ -24,7 +24,10 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tributary_shared::{clock, connection::Context};
 
-use crate::status::{LaneStatus, Status};
+use crate::{
+    access::Access,
+    status::{LaneStatus, Status},
+};
 
 /// What the pages show.
 #[derive(Clone)]
@@ -32,6 +35,7 @@ pub struct Shown {
     id: Arc<str>,
     has_cloud: bool,
     status: Arc<Status>,
+    access: Arc<Access>,
     /// Of the listener that is open now.
     context: Arc<Mutex<Weak<Context>>>,
     started: Instant,
@@ -39,14 +43,19 @@ pub struct Shown {
 
 impl Shown {
     /// For one edge.
-    pub fn new(id: String, has_cloud: bool, status: Arc<Status>) -> Self {
+    pub fn new(id: String, has_cloud: bool, status: Arc<Status>, access: Arc<Access>) -> Self {
         let context = Arc::new(Mutex::new(Weak::new()));
-        Self { id: id.into(), has_cloud, status, context, started: Instant::now() }
+        Self { id: id.into(), has_cloud, status, access, context, started: Instant::now() }
     }
 
     /// Shows the counters of these connections from now on.
     pub fn watch(&self, context: &Arc<Context>) {
         *self.context.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(context);
+    }
+
+    /// What it shows of access.
+    pub fn access(&self) -> &Access {
+        &self.access
     }
 
     fn context(&self) -> Option<Arc<Context>> {
@@ -67,6 +76,11 @@ impl Shown {
             if lane.full.load(Relaxed) {
                 notes.push(format!("lane {}: full, publishers are refused", lane.name));
             }
+        }
+        if self.access.stale.load(Relaxed) {
+            notes.push(
+                "settings or files of access could not be read again; see the log".to_owned(),
+            );
         }
         if self.status.salvaged_files.get() > 0 {
             notes.push("a damaged store was put aside at start".to_owned());

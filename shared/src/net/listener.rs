@@ -249,6 +249,14 @@ impl Listener {
         })
     }
 
+    /// Other machines can reach it.
+    pub fn is_exposed(&self) -> bool {
+        match &self.address {
+            Address::Tcp(address) => !address.ip().to_canonical().is_loopback(),
+            Address::Unix(_) => false,
+        }
+    }
+
     /// Opens it; a picked port is kept, so that it can be opened again.
     pub fn bind(&mut self) -> Result<Bound, ListenError> {
         match &mut self.address {
