@@ -109,7 +109,12 @@ impl Door {
         let Refusal { reason, delay, why } = refusal;
         let user = opened.connect.user_name.as_deref().unwrap_or("");
         let client = &*opened.connect.client_id;
-        tracing::info!(?address, client, user, reason = reason.0, "client refused: {why}");
+        if delay.is_zero() {
+            tracing::debug!(?address, client, user, reason = reason.0, "client refused: {why}");
+        } else {
+            // Those who guess are slowed down, and so is what they write into the log.
+            tracing::info!(?address, client, user, "client refused: {why}");
+        }
         tokio::select! {
             () = self.context.stop.cancelled() => {}
             () = tokio::time::sleep(delay) => opened.refuse(reason).await,
