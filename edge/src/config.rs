@@ -99,6 +99,16 @@ mod tests {
     }
 
     #[test]
+    fn the_examples_are_legal() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/examples");
+        let config = Loader::<Config>::new().file(&folder.join("secured-gateway.toml")).unwrap();
+        let config = config.load().unwrap();
+        config.check().unwrap();
+        assert_eq!((config.listeners.len(), config.rules.len()), (3, 5));
+        auth::Permissions::new(&config.rules).unwrap();
+    }
+
+    #[test]
     fn lanes_come_from_a_file_and_without_a_cloud_there_are_none() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("edge.toml");

@@ -8,11 +8,14 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until},
+};
 use tributary_shared::{
-    auth::{Identities, Identity, Refusal, Shown},
+    auth::{Holds, Identities, Identity, Method, Refusal, Shown},
     clock::{Clock, wall_ms},
-    connection::{self, Context, Opened, Settings},
+    connection::{self, Context, Opened, Settings, Until},
     net::{
         Admitted, Gate, Listener, Stream,
         listener::{Arrived, Bound},
@@ -48,12 +51,7 @@ pub async fn serve(listeners: Vec<(Listener, Bound)>, gate: Arc<Gate>, door: Doo
 }
 
 impl Door {
-    async fn client(
-        &self,
-        arrived: Arrived,
-        mut admitted: Admitted,
-        methods: &[tributary_shared::auth::Method],
-    ) {
+    async fn client(&self, arrived: Arrived, mut admitted: Admitted, methods: &[Method]) {
         // Boxed: it is large and over soon, while the connection lasts.
         let entering = Box::pin(self.enter(arrived, &mut admitted, methods));
         if let Some((opened, peer)) = entering.await {
@@ -66,7 +64,7 @@ impl Door {
         &self,
         arrived: Arrived,
         admitted: &mut Admitted,
-        methods: &[tributary_shared::auth::Method],
+        methods: &[Method],
     ) -> Option<(Opened<Stream>, Peer)> {
         let (context, address) = (&self.context, arrived.address);
         let left = arrived.deadline.saturating_duration_since(Instant::now());
@@ -94,8 +92,9 @@ impl Door {
         let outcome = self.identities.identify(shown, methods, self.clock.now()).await;
         admitted.handshake_done();
         match outcome {
-            Ok(Identity { principal, until_ms }) => {
-                opened.until = until_ms.map(instant);
+            Ok(identity) => {
+                opened.until = self.until(&identity);
+                let principal = identity.principal;
                 Some((opened, Peer { principal, address }))
             }
             Err(refusal) => {
@@ -117,7 +116,21 @@ impl Door {
         }
         tokio::select! {
             () = self.context.stop.cancelled() => {}
-            () = tokio::time::sleep(delay) => opened.refuse(reason).await,
+            () = sleep(delay) => opened.refuse(reason).await,
+        }
+    }
+}
+
+impl Door {
+    /// When a client that is in has to go.
+    fn until(&self, identity: &Identity) -> Option<Until> {
+        match (identity.holds, &identity.principal) {
+            (Holds::Until(wall_ms), _) => Some(Until::new(sleep_until(instant(wall_ms)))),
+            (Holds::Stored(was), Some(user)) => {
+                let identities = Arc::clone(&self.identities);
+                Some(Until::new(identities.password_changed(user.clone(), was)))
+            }
+            (Holds::Connection | Holds::Stored(_), _) => None,
         }
     }
 }

@@ -7,12 +7,14 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
+use ring::hmac;
 use tributary_shared::mqtt::{
     Packet, Qos, Reason, Version,
     packet::{Connect, Publish, Subscribe, SubscribeFilter, SubscriptionOptions},
@@ -22,7 +24,7 @@ use tributary_tests::{Device, Edge, device::connect_packet, http_get, process::b
 /// ann's password.
 const PASSWORD: &str = "correct horse";
 
-const RULES: &str = r##"
+const RULES: &str = r#"
 [[rules]]
 who = ["gw-*"]
 action = "publish"
@@ -36,7 +38,7 @@ topics = ["down/%u/#"]
 [[rules]]
 who = ["ann"]
 topics = ["up/#", "down/#"]
-"##;
+"#;
 
 /// A folder with certificates, users and settings, and the edge that has them.
 struct Secured {
@@ -77,21 +79,8 @@ impl Secured {
         self.edge.process.address(&format!("listeners[{at}]"))
     }
 
-    /// A CONNECT with a name and password.
-    fn connect(&self, user: &str, password: &str, client_id: &str) -> Connect {
-        Connect {
-            user_name: Some(user.into()),
-            password: Some(password.to_owned().into()),
-            ..connect_packet(client_id, Version::V5)
-        }
-    }
-
-    fn ann(&self, client_id: &str) -> Connect {
-        self.connect("ann", PASSWORD, client_id)
-    }
-
     fn gateway(&self) -> Connect {
-        self.connect("gw-1", &self.secret, "gw-1")
+        connect("gw-1", &self.secret, "gw-1")
     }
 
     /// A number of the metrics page.
@@ -262,11 +251,11 @@ fn a_client_gets_in_with_its_own_proof_only_and_is_told_why_not() {
     };
     let secret = &secured.secret;
     for (connect, reason) in [
-        (secured.connect("ann", "wrong", "c"), Reason::BAD_USER_NAME_OR_PASSWORD),
-        (secured.connect("nobody", PASSWORD, "c"), Reason::BAD_USER_NAME_OR_PASSWORD),
-        (secured.connect("gw-1", PASSWORD, "gw-1"), Reason::BAD_USER_NAME_OR_PASSWORD),
-        (secured.connect("gw-1", secret, "gw-2"), Reason::CLIENT_ID_NOT_VALID),
-        (secured.connect("gw-1", secret, ""), Reason::CLIENT_ID_NOT_VALID),
+        (connect("ann", "wrong", "c"), Reason::BAD_USER_NAME_OR_PASSWORD),
+        (connect("nobody", PASSWORD, "c"), Reason::BAD_USER_NAME_OR_PASSWORD),
+        (connect("gw-1", PASSWORD, "gw-1"), Reason::BAD_USER_NAME_OR_PASSWORD),
+        (connect("gw-1", secret, "gw-2"), Reason::CLIENT_ID_NOT_VALID),
+        (connect("gw-1", secret, ""), Reason::CLIENT_ID_NOT_VALID),
         (connect_packet("c", Version::V5), Reason::NOT_AUTHORIZED),
     ] {
         assert_eq!(Reason(refused(connect.clone())), reason, "{connect:?}");
@@ -322,6 +311,24 @@ fn publish(device: &mut Device, topic: &str, payload: &str) -> u8 {
     device.publish(publish).unwrap().unwrap().reason.0
 }
 
+/// A CONNECT with a name and password.
+fn connect(user: &str, password: &str, client_id: &str) -> Connect {
+    Connect {
+        user_name: Some(user.into()),
+        password: Some(password.to_owned().into()),
+        ..connect_packet(client_id, Version::V5)
+    }
+}
+
+/// Why the edge ended the connection.
+fn told(device: &mut Device) -> Reason {
+    loop {
+        if let Packet::Disconnect(disconnect) = device.receive().unwrap() {
+            return disconnect.reason;
+        }
+    }
+}
+
 #[test]
 fn rules_hold_for_every_packet_and_change_while_the_edge_runs() {
     let secured = Secured::start();
@@ -332,7 +339,7 @@ fn rules_hold_for_every_packet_and_change_while_the_edge_runs() {
     assert_eq!(publish(&mut gateway, "down/gw-1/t", "1"), 0x87);
     let filters = ["down/gw-1/#", "down/+/x", "#", "$share/g/down/gw-1/x", "up/gw-1/t"];
     assert_eq!(subscribe(&mut gateway, &filters), [1, 0x87, 0x87, 1, 0x87]);
-    let mut ann = Device::connect_with(plain, secured.ann("desk")).unwrap();
+    let mut ann = Device::connect_with(plain, connect("ann", PASSWORD, "desk")).unwrap();
     assert_eq!(subscribe(&mut ann, &["up/#"]), [1]);
     assert_eq!(publish(&mut ann, "down/gw-1/x", "2"), 0);
 
@@ -341,14 +348,7 @@ fn rules_hold_for_every_packet_and_change_while_the_edge_runs() {
     fs::write(&config, settings(secured.folder.path()) + &other).unwrap();
     secured.reload("tributary_access_reloads_total");
     // ann may not have up/# any more, and learns of it; the gateway is left alone.
-    let ended = loop {
-        match ann.receive() {
-            Ok(Packet::Disconnect(disconnect)) => break disconnect.reason,
-            Ok(_) => {}
-            Err(error) => panic!("{error}"),
-        }
-    };
-    assert_eq!(ended, Reason::NOT_AUTHORIZED);
+    assert_eq!(told(&mut ann), Reason::NOT_AUTHORIZED);
     assert_eq!(publish(&mut gateway, "up/gw-1/t", "3"), 0);
     assert_eq!(secured.metric("tributary_denied_total{what=\"revoked\"}"), 1);
     assert_eq!(secured.metric("tributary_denied_total{what=\"publish\"}"), 2);
@@ -364,6 +364,36 @@ fn rules_hold_for_every_packet_and_change_while_the_edge_runs() {
 }
 
 #[test]
+fn a_token_is_a_proof_until_it_expires() {
+    let secured = Secured::start();
+    let secret = "0123456789abcdef0123456789abcdef";
+    fs::write(secured.path("token"), secret).unwrap();
+    let (users, token) = (secured.path("users"), secured.path("token"));
+    let auth = format!("[auth]\npassword_file = '{users}'\ntoken_secret_files = ['{token}']\n");
+    let config = secured.path("tokens.toml");
+    fs::write(&config, auth + RULES).unwrap();
+    let data = secured.folder.path().join("tokens");
+    let edge = Edge::start_with(&data, "gw", None, &["--config", &config]);
+    let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs());
+    let token = |expires: i64| {
+        let encode = |part: &[u8]| URL_SAFE_NO_PAD.encode(part);
+        let claims = format!(r#"{{"sub":"gw-3","exp":{expires}}}"#);
+        let signed = format!("{}.{}", encode(br#"{"alg":"HS256"}"#), encode(claims.as_bytes()));
+        let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+        format!("{signed}.{}", encode(hmac::sign(&key, signed.as_bytes()).as_ref()))
+    };
+    // Clocks may differ by a minute.
+    let now = now.unwrap() - 60;
+    let by_token = |expires| connect("", &token(expires), "gw-3");
+    assert!(Device::connect_with(edge.mqtt, by_token(now - 1)).is_err());
+    let mut device = Device::connect_with(edge.mqtt, by_token(now + 3)).unwrap();
+    assert_eq!(publish(&mut device, "up/gw-3/t", "1"), 0);
+    assert_eq!(publish(&mut device, "up/gw-1/t", "1"), 0x87);
+    assert_eq!(told(&mut device), Reason::NOT_AUTHORIZED);
+    assert!(Device::connect_with(edge.mqtt, secured.gateway()).is_ok(), "passwords too");
+}
+
+#[test]
 fn names_and_certificates_change_while_the_edge_runs() {
     let secured = Secured::start();
     let plain = secured.edge.mqtt;
@@ -371,8 +401,8 @@ fn names_and_certificates_change_while_the_edge_runs() {
     let new = passwd(secured.folder.path(), &["--device", "gw-1"], None);
     secured.reload("tributary_access_reloads_total");
     assert!(Device::connect_with(plain, secured.gateway()).is_err(), "the old secret");
-    assert_eq!(publish(&mut before, "up/gw-1/t", "1"), 0, "who is in stays in");
-    let fresh = secured.connect("gw-1", &new, "gw-1");
+    assert_eq!(told(&mut before), Reason::NOT_AUTHORIZED, "and it is out");
+    let fresh = connect("gw-1", &new, "gw-1");
     Device::connect_with(plain, fresh.clone()).unwrap();
     passwd(secured.folder.path(), &["--delete", "gw-1"], None);
     secured.reload("tributary_access_reloads_total");
@@ -409,7 +439,7 @@ fn a_session_stays_its_owners_through_a_restart() {
     passwd(secured.folder.path(), &["bob"], Some("another password"));
     secured.reload("tributary_access_reloads_total");
     let kept = |connect| Connect { clean_start: false, session_expiry: Some(3600), ..connect };
-    let ann = kept(secured.ann("desk"));
+    let ann = kept(connect("ann", PASSWORD, "desk"));
     let mut device = Device::connect_with(secured.edge.mqtt, ann.clone()).unwrap();
     assert_eq!(subscribe(&mut device, &["up/#"]), [1]);
     drop(device);
@@ -418,7 +448,7 @@ fn a_session_stays_its_owners_through_a_restart() {
     drop(gateway);
     secured.edge = secured.edge.restart();
     for clean_start in [true, false] {
-        let bob = secured.connect("bob", "another password", "desk");
+        let bob = connect("bob", "another password", "desk");
         let bob = Connect { clean_start, ..bob };
         let error = Device::connect_with(secured.edge.mqtt, bob).unwrap_err().to_string();
         assert!(error.contains("Reason(135)"), "{error}");

@@ -8,6 +8,7 @@
 //! Change here: the order of means, what a client id has to do with a name. Not here: sockets, answers (the caller).
 
 use std::{
+    hash::{BuildHasher as _, RandomState},
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
@@ -18,7 +19,10 @@ use std::{
 
 use bytestring::ByteString;
 use serde::{Deserialize, Serialize};
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 
 use super::{
     cache::Cache,
@@ -119,8 +123,19 @@ pub struct Shown<'a> {
 pub struct Identity {
     /// Its name; `None`: anonymous.
     pub principal: Option<ByteString>,
-    /// Wall ms when the proof is over.
-    pub until_ms: Option<i64>,
+    /// How long that holds.
+    pub holds: Holds,
+}
+
+/// How long a proof holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holds {
+    /// As long as its connection.
+    Connection,
+    /// Until this wall time, ms.
+    Until(i64),
+    /// Until another password, or none, is stored for the name. What was stored, as a number of this process.
+    Stored(u64),
 }
 
 /// Why a client is not let in.
@@ -158,6 +173,10 @@ pub struct Identities {
     files: RwLock<Arc<Files>>,
     memory: Mutex<Memory>,
     people: Arc<Semaphore>,
+    /// Makes numbers of what is stored.
+    numbers: RandomState,
+    /// Changes when files were read again.
+    read_again: watch::Sender<()>,
     /// Shown by the host.
     pub counters: Counters,
 }
@@ -188,6 +207,8 @@ impl Identities {
             files: RwLock::new(Arc::new(files)),
             memory: Mutex::new(Memory { cache, throttle: Throttle::default() }),
             people: Arc::new(Semaphore::new(PEOPLE)),
+            numbers: RandomState::new(),
+            read_again: watch::Sender::new(()),
             counters: Counters::default(),
         }))
     }
@@ -197,7 +218,22 @@ impl Identities {
         let files = Files::read(settings).inspect_err(|_| count(&self.counters.bad_files))?;
         *self.files.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(files);
         self.memory().cache.clear();
+        self.read_again.send_replace(());
         Ok(())
+    }
+
+    /// Waits until a name's password is not any more what it was, as [`Holds::Stored`] said.
+    pub async fn password_changed(self: Arc<Self>, user: ByteString, was: u64) {
+        let mut read_again = self.read_again.subscribe();
+        while self.number(self.files().passwords.get(&user)) == was {
+            if read_again.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn number(&self, stored: Option<&Stored>) -> u64 {
+        self.numbers.hash_one(stored.map(ToString::to_string))
     }
 
     /// Means that can succeed; anonymous is for the listener to say.
@@ -246,7 +282,8 @@ impl Identities {
         let device = files.settings.device_client_id;
         match shown.certificate {
             Certificate::Named(name) if methods.contains(&Method::Certificate) => {
-                return Ok((Identity { principal: Some(name.clone()), until_ms: None }, device));
+                let principal = Some(name.clone());
+                return Ok((Identity { principal, holds: Holds::Connection }, device));
             }
             Certificate::Nameless if methods.contains(&Method::Certificate) => {
                 count(&self.counters.wrong);
@@ -262,7 +299,8 @@ impl Identities {
                 refusal(Reason::BAD_USER_NAME_OR_PASSWORD, "token refused")
             })?;
             let Token { principal, expires_ms } = verified;
-            let identity = Identity { principal: Some(principal), until_ms: Some(expires_ms) };
+            let holds = Holds::Until(expires_ms);
+            let identity = Identity { principal: Some(principal), holds };
             return Ok((identity, device));
         }
         let showed = shown.user.is_some() || shown.password.is_some();
@@ -271,7 +309,7 @@ impl Identities {
             return self.by_password(user, password, shown.address, files, now).await;
         }
         if methods.contains(&Method::Anonymous) {
-            return Ok((Identity { principal: None, until_ms: None }, Binding::Any));
+            return Ok((Identity { principal: None, holds: Holds::Connection }, Binding::Any));
         }
         count(&self.counters.missing);
         Err(refusal(Reason::NOT_AUTHORIZED, "nothing shown that this listener takes"))
@@ -291,10 +329,12 @@ impl Identities {
         }
         if self.is_password(user, password, files, now).await? {
             self.memory().throttle.succeeded(address, user);
-            let device = matches!(files.passwords.get(user), Some(Stored::Device { .. }));
+            let stored = files.passwords.get(user);
+            let device = matches!(stored, Some(Stored::Device { .. }));
+            let holds = Holds::Stored(self.number(stored));
             let Settings { device_client_id, person_client_id, .. } = files.settings;
             let binding = if device { device_client_id } else { person_client_id };
-            return Ok((Identity { principal: Some(user.into()), until_ms: None }, binding));
+            return Ok((Identity { principal: Some(user.into()), holds }, binding));
         }
         count(&self.counters.wrong);
         let delay = self.memory().throttle.failed(address, user, now.mono_ms);

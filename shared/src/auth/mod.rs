@@ -20,7 +20,7 @@ pub mod token;
 pub use certificate::Certificate;
 pub use files::LoadError;
 pub(crate) use files::warn_if_open;
-pub use identify::{Binding, Identities, Identity, Method, Refusal, Settings, Shown};
+pub use identify::{Binding, Holds, Identities, Identity, Method, Refusal, Settings, Shown};
 pub use rules::{Action, Permissions, Rule, Who};
 
 /// What rules call clients without a name; nobody can be named so.

@@ -1,11 +1,11 @@
 //! From an accepted stream to a checked CONNECT, within a deadline and a size.
 
-use std::{io, sync::atomic::Ordering, time::Duration};
+use std::{fmt, future::Future, io, pin::Pin, sync::atomic::Ordering, time::Duration};
 
 use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    time::{Instant, timeout},
+    time::timeout,
 };
 
 use super::{Counters, Settings, count};
@@ -31,8 +31,8 @@ pub struct Opened<S> {
     pub buffer: BytesMut,
     /// What the client wants.
     pub connect: Box<Connect>,
-    /// When its proof of who it is ends, and the connection with it; the host says so.
-    pub until: Option<Instant>,
+    /// Ends when its proof of who it is does, and the connection with it; the host says so.
+    pub until: Option<Until>,
 }
 
 /// Why a connection came to nothing. The peer was told where the standard has a way to, and the socket is closed.
@@ -53,6 +53,22 @@ pub enum Refused {
     /// MQTT, but not a legal CONNECT.
     #[error("CONNECT refused: {0}")]
     Malformed(Malformed),
+}
+
+/// The end of a client's right to be connected.
+pub struct Until(pub Pin<Box<dyn Future<Output = ()> + Send>>);
+
+impl Until {
+    /// When this is over.
+    pub fn new(until: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(Box::pin(until))
+    }
+}
+
+impl fmt::Debug for Until {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Until(..)")
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Opened<S> {

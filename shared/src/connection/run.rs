@@ -2,18 +2,18 @@
 
 use std::{
     future::{Future, pending},
-    pin::{Pin, pin},
+    pin::pin,
     sync::atomic::{AtomicBool, AtomicU16, Ordering},
     time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf},
-    time::{Sleep, sleep_until, timeout},
+    time::timeout,
 };
 
 use super::{
-    Context, Incoming, Opened, Outbox,
+    Context, Incoming, Opened, Outbox, Until,
     handshake::say_goodbye,
     reading::Reading,
     writing::{Takes, writing},
@@ -89,7 +89,6 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let Opened { stream, mut reader, buffer, connect, until } = opened;
-    let until = until.map(|at| Box::pin(sleep_until(at)));
     let connection = context.next_connection();
     let link = Link {
         context,
@@ -122,7 +121,7 @@ async fn both<S>(
     link: &Link<'_>,
     reading: &mut Reading<ReadHalf<S>>,
     write_half: &mut WriteHalf<S>,
-    until: Option<Pin<Box<Sleep>>>,
+    until: Option<Until>,
 ) -> End
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -152,9 +151,9 @@ where
     end
 }
 
-async fn expired(until: Option<Pin<Box<Sleep>>>) {
+async fn expired(until: Option<Until>) {
     match until {
-        Some(until) => until.await,
+        Some(until) => until.0.await,
         None => pending().await,
     }
 }

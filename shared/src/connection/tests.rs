@@ -11,7 +11,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, End, Handle, Incoming, Outbox, Refused, Settings, handshake, run};
+use super::{Context, End, Handle, Incoming, Outbox, Refused, Settings, Until, handshake, run};
 use crate::{
     message::Message,
     mqtt::{
@@ -103,7 +103,7 @@ async fn start_until(connect: Connect, settings: Settings, until: Option<Instant
     let mut client = Client { stream: near, reader, buffer: BytesMut::new(), version };
     client.send(&Packet::Connect(Box::new(connect))).await;
     let mut opened = handshake(far, &context.settings, &context.counters).await.unwrap();
-    opened.until = until;
+    opened.until = until.map(|at| Until::new(tokio::time::sleep_until(at)));
     let peer = Peer { principal: None, address: None };
     let shared = Arc::clone(&context);
     let end = tokio::spawn(async move { run(opened, peer, &shared).await });

@@ -118,8 +118,8 @@ async fn the_first_means_that_a_client_uses_decides() {
     ] {
         assert_eq!(outcome(&all, shown, methods).await, expected, "{shown:?} {methods:?}");
     }
-    let until = all.identify(showing("", &good, "gw-1"), &ALL, NOW).await.unwrap().until_ms;
-    assert_eq!(until, Some(1_700_000_160_000));
+    let holds = all.identify(showing("", &good, "gw-1"), &ALL, NOW).await.unwrap().holds;
+    assert_eq!(holds, Holds::Until(1_700_000_160_000));
 }
 
 #[test]
@@ -191,6 +191,25 @@ async fn a_verified_password_is_remembered_until_the_file_changes() {
     assert!(all.identify(ann, &ALL, later).await.is_err());
     all.reload(&settings).unwrap();
     assert_eq!(outcome(&all, ann, &ALL).await, Err(0x89));
+}
+
+#[tokio::test]
+async fn who_is_in_by_a_password_is_out_when_it_changes_and_only_then() {
+    use futures::FutureExt as _;
+    let folder = Folder::new();
+    let (settings, secret) = two_users(&folder);
+    let all = Identities::open(&settings).unwrap();
+    let gateway = all.identify(showing("gw-1", &secret, "gw-1"), &ALL, NOW).await.unwrap();
+    let Holds::Stored(was) = gateway.holds else { panic!("{gateway:?}") };
+    let mut out = Box::pin(Arc::clone(&all).password_changed("gw-1".into(), was));
+    assert!(out.as_mut().now_or_never().is_none());
+    let text = fs::read_to_string(&settings.password_file).unwrap();
+    folder.write("users", &text.replace("ann:", "bob:"));
+    all.reload(&settings).unwrap();
+    assert!(out.as_mut().now_or_never().is_none(), "somebody else's changed");
+    folder.write("users", "");
+    all.reload(&settings).unwrap();
+    out.await;
 }
 
 #[tokio::test]
