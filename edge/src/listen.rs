@@ -37,45 +37,42 @@ pub struct Door {
 /// Serves until the context's stop, and until the connections have ended.
 pub async fn serve(listeners: Vec<(Listener, Bound)>, gate: Arc<Gate>, door: Door) {
     let patience = Duration::from_millis(door.context.settings.handshake_ms);
+    let door = Arc::new(door);
     let mut serving = JoinSet::new();
     for (listener, bound) in listeners {
-        let (door, gate) = (door.clone(), Arc::clone(&gate));
+        let (door, gate) = (Arc::clone(&door), Arc::clone(&gate));
         let (stop, methods) = (door.context.stop.clone(), Arc::clone(&listener.methods));
-        let peer = move |arrived, admitted| {
-            let (door, methods) = (door.clone(), Arc::clone(&methods));
-            async move { door.client(arrived, admitted, &methods).await }
-        };
+        let peer = move |arrived| Arc::clone(&door).client(arrived, Arc::clone(&methods));
         serving.spawn(listener.serve(bound, gate, patience, stop, peer));
     }
     while serving.join_next().await.is_some() {}
 }
 
 impl Door {
-    async fn client(&self, arrived: Arrived, mut admitted: Admitted, methods: &[Method]) {
+    async fn client(self: Arc<Self>, arrived: Box<Arrived>, methods: Arc<[Method]>) {
         // Boxed: it is large and over soon, while the connection lasts.
-        let entering = Box::pin(self.enter(arrived, &mut admitted, methods));
-        if let Some((opened, peer)) = entering.await {
-            connection::run(opened, peer, &self.context).await;
+        if let Some((opened, peer, _admitted)) = Box::pin(self.enter(arrived, methods)).await {
+            connection::run(*opened, peer, &self.context).await;
         }
     }
 
     /// A client that is known, or nothing: then it has been told.
     async fn enter(
         &self,
-        arrived: Arrived,
-        admitted: &mut Admitted,
-        methods: &[Method],
-    ) -> Option<(Opened<Stream>, Peer)> {
-        let (context, address) = (&self.context, arrived.address);
-        let left = arrived.deadline.saturating_duration_since(Instant::now());
+        arrived: Box<Arrived>,
+        methods: Arc<[Method]>,
+    ) -> Option<(Box<Opened<Stream>>, Peer, Admitted)> {
+        let Arrived { stream, address, certificate, deadline, mut admitted } = *arrived;
+        let context = &self.context;
+        let left = deadline.saturating_duration_since(Instant::now());
         let handshake_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
         let settings = Settings { handshake_ms, ..context.settings.clone() };
         let opened = tokio::select! {
             () = context.stop.cancelled() => return None,
-            opened = connection::handshake(arrived.stream, &settings, &context.counters) => opened,
+            opened = connection::handshake(stream, &settings, &context.counters) => opened,
         };
         let mut opened = match opened {
-            Ok(opened) => opened,
+            Ok(opened) => Box::new(opened),
             Err(refused) => {
                 tracing::debug!(?address, %refused, "no connection");
                 return None;
@@ -83,22 +80,22 @@ impl Door {
         };
         let connect = &opened.connect;
         let shown = Shown {
-            certificate: &arrived.certificate,
+            certificate: &certificate,
             user: connect.user_name.as_deref(),
             password: connect.password.as_deref(),
             client_id: &connect.client_id,
             address: address.map(|address| address.ip()),
         };
-        let outcome = self.identities.identify(shown, methods, self.clock.now()).await;
+        let outcome = self.identities.identify(shown, &methods, self.clock.now()).await;
         admitted.handshake_done();
         match outcome {
             Ok(identity) => {
                 opened.until = self.until(&identity);
                 let principal = identity.principal;
-                Some((opened, Peer { principal, address }))
+                Some((opened, Peer { principal, address }, admitted))
             }
             Err(refusal) => {
-                self.refuse(opened, refusal, address).await;
+                self.refuse(*opened, refusal, address).await;
                 None
             }
         }
@@ -119,9 +116,7 @@ impl Door {
             () = sleep(delay) => opened.refuse(reason).await,
         }
     }
-}
 
-impl Door {
     /// When a client that is in has to go.
     fn until(&self, identity: &Identity) -> Option<Until> {
         match (identity.holds, &identity.principal) {
@@ -140,4 +135,32 @@ fn instant(wall: i64) -> Instant {
     let left_ms = u64::try_from(wall.saturating_sub(wall_ms())).unwrap_or(0);
     let now = Instant::now();
     now.checked_add(Duration::from_millis(left_ms)).unwrap_or(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use tributary_shared::{auth, connection::Handle, net};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_idle_client_stays_small() {
+        let (incoming, _queue) = tokio::sync::mpsc::channel(1);
+        let stop = tokio_util::sync::CancellationToken::new();
+        let context = Context::new(Handle { incoming }, Settings::default(), 1 << 20, stop);
+        let identities = Identities::open(&auth::Settings::default()).unwrap();
+        let door = Door { context: Arc::new(context), identities, clock: Clock::start() };
+        let listener = net::bind("127.0.0.1:0".parse().unwrap(), "test").unwrap();
+        let dialed = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let arrived = Box::new(Arrived {
+            stream: Stream::Tcp(dialed),
+            address: None,
+            certificate: auth::Certificate::None,
+            deadline: Instant::now(),
+            admitted: Gate::new(net::Settings::default()).admit(None).unwrap(),
+        });
+        let client = Arc::new(door).client(arrived, Arc::new([Method::Anonymous]));
+        let bytes = size_of_val(&client);
+        assert!(bytes <= 1_000, "{bytes}");
+    }
 }

@@ -194,6 +194,8 @@ pub struct Arrived {
     pub certificate: Certificate,
     /// When it must have identified itself.
     pub deadline: Instant,
+    /// Its place: to be told when it has identified itself, and to be kept to its end.
+    pub admitted: Admitted,
 }
 
 impl Listener {
@@ -286,7 +288,7 @@ impl Listener {
         stop: CancellationToken,
         serve: F,
     ) where
-        F: Fn(Arrived, Admitted) -> T + Clone + Send + 'static,
+        F: Fn(Box<Arrived>) -> T + Clone + Send + 'static,
         T: Future<Output = ()> + Send + 'static,
     {
         let gate = if self.connections > 0 { Gate::within(gate, self.connections) } else { gate };
@@ -296,9 +298,10 @@ impl Listener {
                 let peer = move |stream, address, admitted| {
                     let (listener, serve) = (Arc::clone(&listener), serve.clone());
                     async move {
-                        let opened = Box::pin(listener.open(stream, address, patience)).await;
-                        if let Some(arrived) = opened {
-                            serve(arrived, admitted).await;
+                        let opening = listener.open(stream, address, admitted, patience);
+                        if let Some(arrived) = Box::pin(opening).await {
+                            drop(listener);
+                            serve(arrived).await;
                         }
                     }
                 };
@@ -308,9 +311,10 @@ impl Listener {
                 let peer = move |stream, _, admitted| {
                     let (listener, serve) = (Arc::clone(&listener), serve.clone());
                     async move {
-                        let opened = Box::pin(listener.open_local(stream, patience)).await;
-                        if let Some(arrived) = opened {
-                            serve(arrived, admitted).await;
+                        let opening = listener.open_local(stream, admitted, patience);
+                        if let Some(arrived) = Box::pin(opening).await {
+                            drop(listener);
+                            serve(arrived).await;
                         }
                     }
                 };
@@ -323,8 +327,9 @@ impl Listener {
         &self,
         stream: TcpStream,
         address: Option<SocketAddr>,
+        admitted: Admitted,
         patience: Duration,
-    ) -> Option<Arrived> {
+    ) -> Option<Box<Arrived>> {
         let deadline = Instant::now() + patience;
         let opening = async {
             let Some(tls) = &self.tls else {
@@ -343,10 +348,15 @@ impl Listener {
             Ok((stream, name))
         };
         let (stream, certificate) = self.settle(timeout_at(deadline, opening).await, address)?;
-        Some(Arrived { stream, address, certificate, deadline })
+        Some(Box::new(Arrived { stream, address, certificate, deadline, admitted }))
     }
 
-    async fn open_local(&self, stream: UnixStream, patience: Duration) -> Option<Arrived> {
+    async fn open_local(
+        &self,
+        stream: UnixStream,
+        admitted: Admitted,
+        patience: Duration,
+    ) -> Option<Box<Arrived>> {
         let deadline = Instant::now() + patience;
         let opening = async {
             Ok(if self.transport.is_websocket() {
@@ -356,7 +366,8 @@ impl Listener {
             })
         };
         let stream = self.settle(timeout_at(deadline, opening).await, None)?;
-        Some(Arrived { stream, address: None, certificate: Certificate::None, deadline })
+        let certificate = Certificate::None;
+        Some(Box::new(Arrived { stream, address: None, certificate, deadline, admitted }))
     }
 
     async fn upgrade<S>(&self, stream: S) -> Result<websocket::WebSocket<S>, UpgradeError>

@@ -72,20 +72,26 @@ impl State {
         }
         let mut sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
         sessions.sort_unstable();
+        // All of them before any connection ends: its will must not find a subscription that is not looked at yet.
+        sessions.retain(|id| self.check_again(*id, now, out));
         for id in sessions {
-            self.check_again(id, now, out);
+            let online = self.sessions.get(&id).and_then(|session| session.online);
+            if let Some(online) = online {
+                self.fault(online.connection, Reason::NOT_AUTHORIZED, now, out);
+            }
         }
     }
 
-    fn check_again(&mut self, id: SessionId, now: Now, out: &mut Decision) {
-        let Some(session) = self.sessions.get(&id) else { return };
+    /// Says whether it lost a subscription.
+    fn check_again(&mut self, id: SessionId, now: Now, out: &mut Decision) -> bool {
+        let Some(session) = self.sessions.get(&id) else { return false };
         let may_not = |filter: &&ByteString| !session.may_have(filter, &self.permissions);
         let revoked: Vec<_> = session.subscriptions.iter().filter(may_not).cloned().collect();
         for filter in &revoked {
             self.unsubscribe_one(id, filter, out);
         }
         self.denied.revoked += revoked.len() as u64;
-        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let Some(session) = self.sessions.get_mut(&id) else { return false };
         let forbidden: Vec<(u64, usize)> = session
             .queue
             .waiting
@@ -100,9 +106,6 @@ impl State {
             session.dropped("not_authorized", out);
         }
         session.pump(&self.settings, now, out);
-        let connection = session.online.map(|online| online.connection);
-        if let (Some(connection), false) = (connection, revoked.is_empty()) {
-            self.fault(connection, Reason::NOT_AUTHORIZED, now, out);
-        }
+        !revoked.is_empty()
     }
 }

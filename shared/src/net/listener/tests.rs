@@ -90,10 +90,10 @@ async fn greet(mut listener: Listener) -> (Address, CancellationToken, mpsc::Rec
     let (address, stop) = (listener.address.clone(), CancellationToken::new());
     let (told, arrivals) = mpsc::channel(10);
     let gate = Gate::new(net::Settings::default());
-    let serve = move |mut arrived: Arrived, mut admitted: Admitted| {
+    let serve = move |mut arrived: Box<Arrived>| {
         let told = told.clone();
         async move {
-            admitted.handshake_done();
+            arrived.admitted.handshake_done();
             let name = match &arrived.certificate {
                 auth::Certificate::Named(name) => Some(name.to_string()),
                 _ => None,
@@ -214,7 +214,7 @@ async fn who_does_not_finish_the_handshake_in_time_is_cut() {
         let gate = Gate::new(net::Settings::default());
         let served = Arc::new(Mutex::new(0));
         let count = Arc::clone(&served);
-        let serve = move |_: Arrived, _: Admitted| {
+        let serve = move |_: Box<Arrived>| {
             *count.lock().unwrap() += 1;
             async {}
         };

@@ -1,7 +1,10 @@
 //! Rights at every place where they matter, and the holes that other brokers had there.
 
+use std::collections::BTreeMap;
+
 use super::world::*;
 use crate::{
+    auth::{Action, Who},
     mqtt::packet::{Ack, Connect, Packet, Qos},
     session::{Denied, Fanout, RefusedPublish, Settings},
 };
@@ -284,4 +287,91 @@ fn rules_that_change_nothing_disturb_nobody() {
     w.rules(&["* all #", "bob all $SYS/#"]);
     assert!(w.take(ann).is_empty());
     assert_eq!(w.state.stats().denied, Denied::default());
+}
+
+const NAMES: [&str; 3] = ["ann", "bob", "gw-1"];
+const TOPICS: [&str; 4] = ["a/x", "a/ann", "secret/x", "b"];
+const FILTERS: [&str; 8] =
+    ["#", "a/#", "+/x", "a/ann", "secret/x", "b", "$share/g/a/+", "$share/g/+/x"];
+const RULES: [&[&str]; 5] = [
+    &["* all #"],
+    &["* pub #", "* !sub secret/#", "* sub #", "* sub a/#"],
+    &["ann all #", "gw-* pub a/%u b", "bob sub b"],
+    &["bob !pub secret/#", "* all a/# secret/#"],
+    &["* pub a/%u", "* sub +/x"],
+];
+
+/// Random clients under rules that change, with restarts: nobody gets what they may not have at that moment.
+#[test]
+fn whatever_happens_nobody_gets_what_the_rules_of_the_moment_forbid() {
+    let mut delivered = 0;
+    for seed in 0..300_u64 {
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let mut below = |limit: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state % limit as u64) as usize
+        };
+        let mut w = world();
+        let mut online: BTreeMap<&str, Client> = BTreeMap::new();
+        w.rules(RULES[below(RULES.len())]);
+        for step in 0..120_u16 {
+            let name = NAMES[below(NAMES.len())];
+            let mut new = None;
+            match (below(12), online.get(name).copied()) {
+                (0, _) => w.rules(RULES[below(RULES.len())]),
+                (1, _) if below(3) == 0 => {
+                    online.clear();
+                    w.restart();
+                }
+                (2, Some(client)) => {
+                    w.cut(client);
+                    online.remove(name);
+                }
+                (3..=5, Some(client)) => {
+                    let qos = [Q0, Q1, Q2][below(3)];
+                    w.subscribe(client, FILTERS[below(FILTERS.len())], qos);
+                }
+                (_, Some(client)) => {
+                    let qos = [Q0, Q1, Q2][below(3)];
+                    let mut one = publish(TOPICS[below(TOPICS.len())], name, qos, step + 1);
+                    one.retain = below(4) == 0;
+                    w.publish(client, one);
+                }
+                (_, None) => {
+                    let will = Some(will(TOPICS[below(TOPICS.len())], 0));
+                    let will = will.filter(|_| below(2) == 0);
+                    new = Some(w.connect_as(Connect { will, ..v5_kept(name) }, Some(name)));
+                }
+            }
+            online.extend(new.map(|client| (name, client)));
+            for (name, client) in online.clone() {
+                let who = Who { principal: Some(name), client_id: name };
+                for line in w.take(client) {
+                    if line.starts_with("closed") {
+                        online.remove(name);
+                    }
+                    let topic = line.split(' ').next().unwrap();
+                    if !TOPICS.contains(&topic) {
+                        continue;
+                    }
+                    delivered += 1;
+                    let may = w.permissions.may(who, Action::Subscribe, topic);
+                    assert!(may, "seed {seed} step {step}: {name} got {line}");
+                    // Nothing is in flight, or a full window would hide the rest.
+                    let id = line.split(' ').find_map(|word| word.strip_prefix('#'));
+                    if let Some(id) = id.map(|id| id.parse().unwrap()) {
+                        if line.contains(" q2") {
+                            w.ack(client, Packet::PubRec, id);
+                            w.ack(client, Packet::PubComp, id);
+                        } else {
+                            w.ack(client, Packet::PubAck, id);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(delivered > 3_000, "{delivered} deliveries prove nothing");
 }

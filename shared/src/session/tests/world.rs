@@ -37,7 +37,7 @@ pub(super) struct World {
     fed: usize,
     outboxes: BTreeMap<ConnectionId, Vec<String>>,
     next_connection: u64,
-    permissions: Arc<Permissions>,
+    pub(super) permissions: Arc<Permissions>,
 }
 
 pub(super) type Client = ConnectionId;
