@@ -23,6 +23,8 @@ tributary_shared::settings! {
         pub connections_per_address: usize = 100,
         /// MQTT connections at once that have not identified themselves yet.
         pub handshakes: usize = 512,
+        /// New MQTT connections a second, all addresses together. Loopback is not limited by this.
+        pub connections_per_second: usize = 500 => 1..,
         /// Open listeners beyond loopback also without TLS and authentication. Anybody who reaches them can read and
         /// write everything.
         pub allow_insecure: bool = false,
@@ -36,6 +38,7 @@ impl Listen {
             connections: self.connections,
             connections_per_address: self.connections_per_address,
             handshakes: self.handshakes,
+            connections_per_second: self.connections_per_second,
             allow_insecure: self.allow_insecure,
         }
     }

@@ -172,8 +172,8 @@ async fn run(
         clients_stop.clone(),
     );
     let context = Arc::new(context);
-    shown.watch(&context);
     let gate = Gate::new(config.net.clone());
+    shown.watch(&context, &gate);
     let door = Door { context, identities: access.identities.clone(), clock };
     let mut parts = JoinSet::new();
     parts.spawn(async move { broker.run(queue).await.map_err(AppError::from) });

@@ -100,6 +100,7 @@ pub async fn serve(
         connections: settings.max_connections,
         connections_per_address: settings.max_connections_per_address,
         handshakes: settings.max_handshakes,
+        connections_per_second: 500,
         allow_insecure: false,
     });
     let numbers = vhost.numbers();

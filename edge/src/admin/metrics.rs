@@ -4,7 +4,7 @@
 
 use std::{fmt::Write as _, sync::atomic::Ordering::Relaxed};
 
-use tributary_shared::tasks;
+use tributary_shared::{net::Gate, tasks};
 
 use super::{Shown, age_s};
 use crate::status::{COMMIT_BOUNDS_US, LaneStatus, Status};
@@ -126,7 +126,8 @@ fn lanes(page: &mut Page, status: &Status) {
 
 fn connections(page: &mut Page, shown: &Shown) {
     page.gauge("connections", "Connected MQTT clients", shown.status.connections.get());
-    let Some(context) = shown.context() else { return };
+    let Some((context, limits)) = shown.open() else { return };
+    gate(page, &limits);
     let counters = &context.counters;
     for (name, help, value) in [
         ("mqtt_bytes_in_total", "Bytes read from clients", &counters.bytes_in),
@@ -154,6 +155,20 @@ fn connections(page: &mut Page, shown: &Shown) {
         ("mqtt_stalled_total", "Connections whose client did not read", &counters.stalled),
     ] {
         page.counter(name, help, value.load(Relaxed));
+    }
+}
+
+fn gate(page: &mut Page, gate: &Gate) {
+    page.counter("accepted_total", "Connections accepted", gate.accepted.load(Relaxed));
+    page.head("connections_refused_total", "counter", "Connections closed at once, by limit");
+    for (limit, count) in [
+        ("connections", &gate.refused_total),
+        ("connections_per_address", &gate.refused_address),
+        ("handshakes", &gate.refused_handshakes),
+        ("connections_per_second", &gate.refused_rate),
+    ] {
+        let label = format!("{{limit=\"{limit}\"}}");
+        page.value("connections_refused_total", &label, count.load(Relaxed));
     }
 }
 

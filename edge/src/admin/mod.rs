@@ -22,7 +22,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
-use tributary_shared::{clock, connection::Context};
+use tributary_shared::{clock, connection::Context, net::Gate};
 
 use crate::{
     access::Access,
@@ -36,21 +36,22 @@ pub struct Shown {
     has_cloud: bool,
     status: Arc<Status>,
     access: Arc<Access>,
-    /// Of the listener that is open now.
-    context: Arc<Mutex<Weak<Context>>>,
+    /// Of the listeners that are open now.
+    open: Arc<Mutex<(Weak<Context>, Weak<Gate>)>>,
     started: Instant,
 }
 
 impl Shown {
     /// For one edge.
     pub fn new(id: String, has_cloud: bool, status: Arc<Status>, access: Arc<Access>) -> Self {
-        let context = Arc::new(Mutex::new(Weak::new()));
-        Self { id: id.into(), has_cloud, status, access, context, started: Instant::now() }
+        let open = Arc::default();
+        Self { id: id.into(), has_cloud, status, access, open, started: Instant::now() }
     }
 
     /// Shows the counters of these connections from now on.
-    pub fn watch(&self, context: &Arc<Context>) {
-        *self.context.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(context);
+    pub fn watch(&self, context: &Arc<Context>, gate: &Arc<Gate>) {
+        let open = (Arc::downgrade(context), Arc::downgrade(gate));
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = open;
     }
 
     /// What it shows of access.
@@ -58,8 +59,9 @@ impl Shown {
         &self.access
     }
 
-    fn context(&self) -> Option<Arc<Context>> {
-        self.context.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
+    fn open(&self) -> Option<(Arc<Context>, Arc<Gate>)> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        Some((open.0.upgrade()?, open.1.upgrade()?))
     }
 
     /// Why this edge is not well; the first part makes it unfit to serve.

@@ -18,7 +18,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -47,6 +47,8 @@ pub struct Gate {
     pub refused_address: AtomicU64,
     /// Closed at once for `handshakes`.
     pub refused_handshakes: AtomicU64,
+    /// Closed at once for `connections_per_second`.
+    pub refused_rate: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -54,6 +56,19 @@ struct State {
     connections: usize,
     handshakes: usize,
     addresses: HashMap<IpAddr, usize>,
+    /// Connections from elsewhere in the second that began then.
+    second: Option<(Instant, usize)>,
+}
+
+impl State {
+    /// One more connection from elsewhere in this second.
+    fn is_too_fast(&mut self, limit: usize) -> bool {
+        let now = Instant::now();
+        let began = self.second.filter(|(began, _)| now - *began < Duration::from_secs(1));
+        let (began, count) = began.unwrap_or((now, 0));
+        self.second = Some((began, count + 1));
+        count >= limit
+    }
 }
 
 /// A peer's place; given back when dropped.
@@ -87,6 +102,7 @@ impl Gate {
             refused_total: AtomicU64::new(0),
             refused_address: AtomicU64::new(0),
             refused_handshakes: AtomicU64::new(0),
+            refused_rate: AtomicU64::new(0),
         })
     }
 
@@ -110,6 +126,8 @@ impl Gate {
             Some(&self.refused_address)
         } else if state.handshakes >= self.settings.handshakes {
             Some(&self.refused_handshakes)
+        } else if address.is_some() && state.is_too_fast(self.settings.connections_per_second) {
+            Some(&self.refused_rate)
         } else {
             None
         };
@@ -274,8 +292,8 @@ mod tests {
     use crate::net::bind;
 
     fn gate(connections: usize, connections_per_address: usize, handshakes: usize) -> Arc<Gate> {
-        let allow_insecure = false;
-        Gate::new(Settings { connections, connections_per_address, handshakes, allow_insecure })
+        let limits = Settings::default();
+        Gate::new(Settings { connections, connections_per_address, handshakes, ..limits })
     }
 
     fn peer(address: &str) -> Option<SocketAddr> {
@@ -301,6 +319,18 @@ mod tests {
         first.handshake_done();
         assert!(slow.admit(peer("198.51.100.7:2")).is_some());
         assert_eq!(slow.refused_handshakes.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn new_connections_come_no_faster_than_the_limit_but_from_this_machine() {
+        let limits = Settings { connections_per_second: 3, ..Settings::default() };
+        let gate = Gate::new(limits);
+        let elsewhere = || gate.admit(peer("198.51.100.7:1")).is_some();
+        assert_eq!([elsewhere(), elsewhere(), elsewhere(), elsewhere()], [true, true, true, false]);
+        assert!(gate.admit(peer("127.0.0.1:1")).is_some());
+        assert_eq!(gate.refused_rate.load(Ordering::Relaxed), 1);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(elsewhere());
     }
 
     #[test]

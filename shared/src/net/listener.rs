@@ -36,7 +36,7 @@ use crate::auth::{Certificate, Identities, Method};
 crate::settings! {
     /// One more MQTT listener.
     pub struct Settings {
-        /// host:port, [IPv6]:port, or unix:/path/of/socket. Port 0 picks a free one.
+        /// host:port (an IPv6 address in brackets), or unix:/path/of/socket. Port 0 picks a free one.
         pub address: String = String::new(),
         /// tcp; tls = TCP with TLS; ws, wss = WebSocket without and with TLS.
         pub transport: Transport = Transport::Tcp,

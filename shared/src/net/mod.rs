@@ -32,6 +32,8 @@ crate::settings! {
         pub connections_per_address: usize = 100,
         /// Connections at once that have not identified themselves yet.
         pub handshakes: usize = 64,
+        /// New connections a second, all addresses together, with a second's worth at once. Loopback is not limited by this.
+        pub connections_per_second: usize = 50 => 1..,
         /// Open a listener beyond loopback also without TLS and authentication. Anybody who reaches it can read and write
         /// everything.
         pub allow_insecure: bool = false,
