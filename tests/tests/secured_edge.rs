@@ -515,26 +515,3 @@ fn check_says_what_would_be_open_to_whom() {
     let (good, text) = check(&["--set", "auth.password_file=/no/such"]);
     assert!(!good && text.contains("auth.password_file") && text.contains("/no/such"), "{text}");
 }
-
-#[test]
-fn the_tests_that_keep_known_holes_shut_exist() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let table = fs::read_to_string(root.join("docs/reference/known-holes.md")).unwrap();
-    let mut sources = String::new();
-    let mut folders: Vec<PathBuf> =
-        ["shared/src", "edge/src", "tests/tests"].map(|folder| root.join(folder)).into();
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
-            if entry.path().is_dir() {
-                folders.push(entry.path());
-            } else {
-                sources += &fs::read_to_string(entry.path()).unwrap_or_default();
-            }
-        }
-    }
-    let named: Vec<&str> = table.split('`').skip(1).step_by(2).collect();
-    assert!(named.len() > 20);
-    let missing: Vec<_> =
-        named.iter().filter(|name| !sources.contains(&format!("fn {name}("))).collect();
-    assert!(missing.is_empty(), "{missing:?}");
-}
