@@ -41,6 +41,7 @@ use crate::{
     listen::{self, Door},
     status::Status,
     store::{self, After, Opened, Plan, Store},
+    sys,
     uplink::Uplink,
 };
 
@@ -105,8 +106,7 @@ pub async fn serve(
         after: After::Start,
     };
     let opened = open(&plan, &status).await?;
-    let has_cloud = !config.uplink.cloud.is_empty();
-    let shown = admin::Shown::new(config.id.clone(), has_cloud, status.clone(), access.clone());
+    let shown = admin::Shown::new(&config, status.clone(), access.clone());
     let following = access.clone().follow(changed, admin_stop.clone());
     let following = tributary_shared::tasks::critical("access", &admin_stop, following);
     let http = admin::serve(admin_listener, shown.clone(), admin_stop.clone());
@@ -176,7 +176,13 @@ async fn run(
     shown.watch(&context, &gate);
     let door = Door { context, identities: access.identities.clone(), clock };
     let mut parts = JoinSet::new();
-    parts.spawn(async move { broker.run(queue).await.map_err(AppError::from) });
+    let (tell, told) = watch::channel(Vec::new());
+    parts.spawn(async move { broker.run(queue, told).await.map_err(AppError::from) });
+    let (source, telling, telling_stop) = (shown.clone(), config.sys.clone(), clients_stop.clone());
+    parts.spawn(async move {
+        sys::run(source, telling, tell, telling_stop).await;
+        Ok(())
+    });
     parts.spawn(async move {
         listen::serve(listeners, gate, door).await;
         Ok(())

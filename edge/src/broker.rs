@@ -16,6 +16,7 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
+use bytes::Bytes;
 use bytestring::ByteString;
 use tokio::{
     sync::{mpsc, watch},
@@ -59,6 +60,12 @@ const CHANGE_BYTES: usize = 256;
 
 /// Answers of the store that may wait to be taken; the askers wait beyond that.
 const LOADS: usize = 16;
+
+/// What queues hold is counted at most so often: it means a look at every session.
+const COUNT_MS: u64 = 2_000;
+
+/// What clients are told of the edge: topics below `$SYS/broker/`, all of them each time.
+pub type Told = Vec<(ByteString, Bytes)>;
 
 /// A queue that was read.
 type Loaded = (SessionId, Result<(Vec<LoadedEntry>, bool), Error>);
@@ -104,6 +111,8 @@ pub struct Broker {
     refusing: Vec<LaneHandle>,
     alias_max: u16,
     permissions: watch::Receiver<Arc<Permissions>>,
+    /// When queues are counted next, if something has happened since.
+    count_ms: Option<u64>,
 }
 
 impl Broker {
@@ -137,11 +146,17 @@ impl Broker {
             loads: mpsc::channel(LOADS),
             alias_max,
             permissions,
+            count_ms: None,
         }
     }
 
     /// Runs until all connections and their handles are gone and everything is durable, or the store fails.
-    pub async fn run(mut self, mut incoming: mpsc::Receiver<Incoming>) -> Result<(), Error> {
+    /// `told`: what clients are to be told of the edge, whenever that changes.
+    pub async fn run(
+        mut self,
+        mut incoming: mpsc::Receiver<Incoming>,
+        mut told: watch::Receiver<Told>,
+    ) -> Result<(), Error> {
         let mut taken = Vec::with_capacity(TAKE);
         self.permit();
         self.decide(Event::Tick, self.clock.now());
@@ -151,6 +166,7 @@ impl Broker {
             let room =
                 self.under_way.len() < GROUPS && self.bytes < BYTES && self.waiting < EFFECTS;
             let wake = self.out.wake_ms.map(|ms| self.clock.instant(ms));
+            let count = self.count_ms.map(|ms| self.clock.instant(ms));
             tokio::select! {
                 biased;
                 changed = self.progress.changed() => {
@@ -169,14 +185,36 @@ impl Broker {
                         self.take(incoming, now);
                     }
                 }
+                Ok(()) = told.changed(), if open && room => {
+                    let told = told.borrow_and_update().clone();
+                    self.decide(Event::Own(told), self.clock.now());
+                }
+                () = at(count), if count.is_some() && open => {
+                    self.count();
+                    continue;
+                }
                 () = at(wake), if wake.is_some() && open && room => {
                     self.decide(Event::Tick, self.clock.now());
                 }
             }
-            self.status.connections.set(self.clients.len() as u64);
-            self.status.rights.set(&self.state.stats().denied);
+            self.publish_numbers();
         }
         Ok(())
+    }
+
+    fn publish_numbers(&mut self) {
+        let stats = self.state.stats();
+        self.status.connections.set(self.clients.len() as u64);
+        self.status.rights.set(&stats.denied);
+        self.status.core.set(&stats);
+        self.count_ms.get_or_insert(self.clock.now().mono_ms + COUNT_MS);
+    }
+
+    fn count(&mut self) {
+        let (messages, bytes) = self.state.queued();
+        self.status.core.queued.set(messages);
+        self.status.core.queued_bytes.set(bytes);
+        self.count_ms = None;
     }
 
     /// What clients may do from now on.
@@ -194,6 +232,7 @@ impl Broker {
             Incoming::Connect { connection, connect, peer, outbox } => {
                 let client = Client { outbox, waiting: VecDeque::new(), aliases: HashMap::new() };
                 self.clients.insert(connection, client);
+                self.status.connects.add(1);
                 self.decide(Event::Connect { connection, connect, peer }, now);
             }
             Incoming::Packets(connection, packets) => {
@@ -217,6 +256,7 @@ impl Broker {
     /// A full lane refuses before anything is decided.
     fn publish(&mut self, connection: ConnectionId, publish: Publish) -> Event {
         self.status.messages_in.add(1);
+        self.status.payload_in.add(publish.payload.len() as u64);
         if !self.refusing.is_empty() && self.is_refused(connection, &publish) {
             self.status.dropped("lane_full", 1);
             let reason = Reason::QUOTA_EXCEEDED;
@@ -286,7 +326,10 @@ impl Broker {
             Effect::Send { connection, outgoing } => {
                 let Some(client) = self.clients.get(&connection) else { return };
                 match &outgoing {
-                    Outgoing::Publish(_) => self.status.messages_out.add(1),
+                    Outgoing::Publish(delivery) => {
+                        self.status.messages_out.add(1);
+                        self.status.payload_out.add(delivery.message.payload.len() as u64);
+                    }
                     Outgoing::Packet(packet) => {
                         if is_promise(packet) {
                             self.status.messages_acked.add(1);

@@ -4,7 +4,7 @@
 
 use tributary_shared::{auth, connection, net, session, telemetry};
 
-use crate::{lane, store, uplink};
+use crate::{lane, store, sys, uplink};
 
 tributary_shared::settings! {
     /// Addresses without TLS. Port 0 picks a free one.
@@ -46,6 +46,8 @@ tributary_shared::settings! {
         pub lanes: Vec<lane::Settings> = Vec::new(),
         /// The way to the cloud.
         pub uplink: uplink::Settings = uplink::Settings::default(),
+        /// What the edge tells clients about itself, below `$SYS/broker/`.
+        pub sys: sys::Settings = sys::Settings::default(),
         /// Log lines, on stderr.
         pub telemetry: telemetry::Settings = telemetry::Settings::default(),
     }

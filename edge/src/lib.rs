@@ -3,7 +3,7 @@
 //! The path of one message: `listen` accepts a device that [`access`] knows, `shared::connection` reads its PUBLISH, [`broker`] lets
 //! `shared::session` decide and hands the changes to the [`store`], which commits them with many others in one fsynced
 //! SQLite transaction; then the PUBACK goes out. [`uplink`] reads the batch that the commit made, sends it over a
-//! [`link`], and moves the mark when the cloud has confirmed it. [`admin`] shows the numbers of [`status`];
+//! [`link`], and moves the mark when the cloud has confirmed it. [`admin`] shows the numbers of [`status`], [`sys`] tells them to clients;
 //! [`app`] builds all of it from [`config`].
 
 pub mod access;
@@ -18,4 +18,5 @@ pub mod listen;
 pub mod passwd;
 pub mod status;
 pub mod store;
+pub mod sys;
 pub mod uplink;

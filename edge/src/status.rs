@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use tributary_shared::session::Denied;
+use tributary_shared::session::{Denied, Stats};
 
 /// A number that only grows, or a gauge.
 #[derive(Debug, Default)]
@@ -45,8 +45,16 @@ pub struct Status {
     pub messages_acked: Number,
     /// Messages put on outboxes.
     pub messages_out: Number,
+    /// Bytes of payloads received.
+    pub payload_in: Number,
+    /// Bytes of payloads put on outboxes.
+    pub payload_out: Number,
     /// Connected MQTT clients.
     pub connections: Number,
+    /// CONNECT packets whose client has proved who it is.
+    pub connects: Number,
+    /// What the broker core holds.
+    pub core: Core,
     /// What clients were not allowed.
     pub rights: Rights,
     /// Durable commits.
@@ -108,6 +116,40 @@ impl Status {
         let lane = Arc::new(LaneStatus { name: name.to_owned(), ..LaneStatus::default() });
         lanes.push(lane.clone());
         lane
+    }
+}
+
+/// What the broker core holds.
+#[derive(Debug, Default)]
+pub struct Core {
+    /// Sessions, connected or not.
+    pub sessions: Number,
+    /// The most there were.
+    pub sessions_maximum: Number,
+    /// Sessions that ended because their time was over.
+    pub expired: Number,
+    /// Subscriptions.
+    pub subscriptions: Number,
+    /// Retained messages.
+    pub retained: Number,
+    /// Bytes of them.
+    pub retained_bytes: Number,
+    /// Messages of QoS 1 and 2 that wait for clients or are in flight to them.
+    pub queued: Number,
+    /// Bytes of them.
+    pub queued_bytes: Number,
+}
+
+impl Core {
+    /// Takes the core's counts, all but those of queues.
+    pub fn set(&self, stats: &Stats) {
+        let sessions = stats.sessions as u64;
+        self.sessions.set(sessions);
+        self.sessions_maximum.set(self.sessions_maximum.get().max(sessions));
+        self.expired.set(stats.expired);
+        self.subscriptions.set(stats.subscriptions as u64);
+        self.retained.set(stats.retained as u64);
+        self.retained_bytes.set(stats.retained_bytes as u64);
     }
 }
 

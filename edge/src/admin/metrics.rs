@@ -43,6 +43,10 @@ pub(super) fn render(shown: &Shown) -> String {
     page.counter("task_panics_total", "Panics of tasks", tasks::panics());
     messages(&mut page, status);
     commits(&mut page, status);
+    core(&mut page, status);
+    if let Some(free) = shown.disk_free() {
+        page.gauge("disk_free_bytes", "Bytes free on the disk with the data folder", free);
+    }
     lanes(&mut page, status);
     connections(&mut page, shown);
     access(&mut page, shown);
@@ -83,6 +87,21 @@ fn commits(page: &mut Page, status: &Status) {
     let _ =
         writeln!(page.0, "tributary_commit_seconds_sum {}", status.commit_us.get() as f64 / 1e6);
     page.value("commit_seconds_count", "", commits);
+}
+
+fn core(page: &mut Page, status: &Status) {
+    let core = &status.core;
+    page.gauge("sessions", "Sessions, connected or not", core.sessions.get());
+    page.counter("sessions_expired_total", "Sessions whose time was over", core.expired.get());
+    page.gauge("subscriptions", "Subscriptions", core.subscriptions.get());
+    page.gauge("retained_messages", "Retained messages", core.retained.get());
+    page.gauge("retained_bytes", "Bytes of them", core.retained_bytes.get());
+    page.gauge(
+        "queued_messages",
+        "Messages that wait for clients or are in flight",
+        core.queued.get(),
+    );
+    page.gauge("queued_bytes", "Bytes of them", core.queued_bytes.get());
 }
 
 type Read = fn(&LaneStatus) -> u64;
@@ -213,7 +232,7 @@ fn tls(page: &mut Page, shown: &Shown) {
 }
 
 /// 0 where the system does not tell.
-fn resident_bytes() -> u64 {
+pub(crate) fn resident_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok());

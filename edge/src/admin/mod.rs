@@ -6,9 +6,10 @@
 //! ```
 //! In: the numbers of [`Status`]. Change here: which pages there are. Not here: what the numbers mean (`status`).
 
-mod metrics;
+pub(crate) mod metrics;
 
 use std::{
+    path::Path,
     sync::{Arc, Mutex, PoisonError, Weak, atomic::Ordering::Relaxed},
     time::Instant,
 };
@@ -26,26 +27,35 @@ use tributary_shared::{clock, connection::Context, net::Gate};
 
 use crate::{
     access::Access,
+    config::Config,
     status::{LaneStatus, Status},
 };
 
 /// What the pages show.
 #[derive(Clone)]
 pub struct Shown {
-    id: Arc<str>,
-    has_cloud: bool,
-    status: Arc<Status>,
+    pub(crate) id: Arc<str>,
+    pub(crate) has_cloud: bool,
+    pub(crate) status: Arc<Status>,
     access: Arc<Access>,
+    folder: Arc<Path>,
     /// Of the listeners that are open now.
     open: Arc<Mutex<(Weak<Context>, Weak<Gate>)>>,
-    started: Instant,
+    pub(crate) started: Instant,
 }
 
 impl Shown {
     /// For one edge.
-    pub fn new(id: String, has_cloud: bool, status: Arc<Status>, access: Arc<Access>) -> Self {
-        let open = Arc::default();
-        Self { id: id.into(), has_cloud, status, access, open, started: Instant::now() }
+    pub fn new(config: &Config, status: Arc<Status>, access: Arc<Access>) -> Self {
+        Self {
+            id: config.id.as_str().into(),
+            has_cloud: !config.uplink.cloud.is_empty(),
+            status,
+            access,
+            folder: Path::new(&config.data).into(),
+            open: Arc::default(),
+            started: Instant::now(),
+        }
     }
 
     /// Shows the counters of these connections from now on.
@@ -59,9 +69,15 @@ impl Shown {
         &self.access
     }
 
-    fn open(&self) -> Option<(Arc<Context>, Arc<Gate>)> {
+    pub(crate) fn open(&self) -> Option<(Arc<Context>, Arc<Gate>)> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         Some((open.0.upgrade()?, open.1.upgrade()?))
+    }
+
+    /// Bytes that may still be written to the disk with the data folder; `None` where the system does not tell.
+    pub(crate) fn disk_free(&self) -> Option<u64> {
+        let disk = rustix::fs::statvfs(&*self.folder).ok()?;
+        Some(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
     /// Why this edge is not well; the first part makes it unfit to serve.
@@ -151,7 +167,7 @@ fn lane_json(lane: &LaneStatus) -> Value {
 }
 
 /// Seconds since the oldest waiting batch was made.
-fn age_s(lane: &LaneStatus) -> u64 {
+pub(crate) fn age_s(lane: &LaneStatus) -> u64 {
     match lane.oldest_ms.load(Relaxed) {
         0 => 0,
         made => (clock::wall_ms() - made).max(0) as u64 / 1000,

@@ -9,13 +9,13 @@ use super::{
     Change, ConnectionId, Decision, Effect, Now, SessionId, State,
     client::Session,
     fanout::Given,
+    own::may_publish,
     publish::{expires_ms, send},
     queue::Entry,
     routes::Fit,
     timers::Timer,
 };
 use crate::{
-    auth::Action,
     message::Message,
     mqtt::{
         Version,
@@ -140,7 +140,7 @@ impl State {
         out: &mut Decision,
     ) -> Option<Message> {
         let will = session.will.take()?;
-        if !self.permissions.may(session.who(), Action::Publish, &will.topic) {
+        if !may_publish(&self.permissions, session.who(), &will.topic) {
             self.denied.wills += 1;
             session.dropped("not_authorized", out);
             return None;

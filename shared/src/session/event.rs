@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use bytes::Bytes;
 use bytestring::ByteString;
 
 use crate::{
@@ -82,7 +83,7 @@ pub enum Event {
         /// For a peer's fault: the code to send in DISCONNECT (or CONNACK) before closing.
         reason: Option<Reason>,
     },
-    /// A message that did not come from a connection: downlink, log, `$SYS`.
+    /// A message that did not come from a connection: downlink, log.
     Message {
         /// It.
         message: Arc<Message>,
@@ -98,6 +99,9 @@ pub enum Event {
         /// Nothing is stored after these. Always so without entries.
         complete: bool,
     },
+    /// What the broker says of itself: values for topics below `$SYS/broker/`. The host has a fixed set of such topics: no limit
+    /// holds for them.
+    Own(Vec<(ByteString, Bytes)>),
     /// What clients may do, from now on; subscriptions and queues are looked at again. Until the first one everybody may do
     /// everything.
     Permissions(Arc<Permissions>),

@@ -84,7 +84,12 @@ impl State {
         }
     }
 
-    fn fan_out(&mut self, message: &Arc<Message>, now: Now, out: &mut Decision) -> Vec<Queued> {
+    pub(super) fn fan_out(
+        &mut self,
+        message: &Arc<Message>,
+        now: Now,
+        out: &mut Decision,
+    ) -> Vec<Queued> {
         self.match_topic(message);
         let mut queued = Vec::new();
         let mut targets = std::mem::take(&mut self.scratch.targets);

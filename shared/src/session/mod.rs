@@ -3,7 +3,7 @@
 //! Holds: every session, subscription, in-flight and retained message, and what must happen on each event.
 //! In: [`Event`] and [`Now`]. Out: a [`Decision`]: what to store, and what to do once that is durable.
 //! Files: connect publish subscribe acknowledge disconnect (packets), fanout deliver queue (a message's way), replay retained,
-//! timers, rights (who may), routes (the trie), client (what a session is), settings restored.
+//! timers, rights (who may), own (`$SYS`), routes (the trie), client (what a session is), settings restored.
 //! The host (edge `broker`, cloud `mqtt`) owns one `State` in one task: event in, decide, store, then act.
 //! Change here: MQTT semantics. Not here: bytes (`mqtt`), sockets (`connection`), where things are stored (the host).
 
@@ -16,6 +16,7 @@ mod disconnect;
 pub mod event;
 mod fanout;
 mod ids;
+mod own;
 mod publish;
 mod queue;
 mod replay;
@@ -78,6 +79,7 @@ pub struct State {
     scratch: Scratch,
     permissions: Arc<Permissions>,
     denied: Denied,
+    expired: u64,
 }
 
 /// Counts for metrics.
@@ -87,9 +89,11 @@ pub struct Stats {
     pub sessions: usize,
     /// Connected clients.
     pub connections: usize,
+    /// Sessions that ended because their time was over, since the start.
+    pub expired: u64,
     /// Subscriptions.
     pub subscriptions: usize,
-    /// Retained messages.
+    /// Retained messages, without the broker's own.
     pub retained: usize,
     /// Bytes of retained messages.
     pub retained_bytes: usize,
@@ -122,6 +126,7 @@ impl State {
             scratch: Scratch::default(),
             permissions: Arc::default(),
             denied: Denied::default(),
+            expired: 0,
         };
         state.restore(restored, now);
         state
@@ -157,6 +162,7 @@ impl State {
                     self.schedule_replay(session);
                 }
             }
+            Event::Own(values) => self.tell(values, now, out),
             Event::Permissions(permissions) => self.permit(permissions, now, out),
             Event::Tick => self.tick(now, out),
         }
@@ -168,11 +174,19 @@ impl State {
         Stats {
             sessions: self.sessions.len(),
             connections: self.connections.len(),
+            expired: self.expired,
             subscriptions: self.subscriptions,
             retained: self.retained.len(),
             retained_bytes: self.retained.bytes(),
             denied: self.denied,
         }
+    }
+
+    /// Messages of QoS 1 and 2 that sessions wait for or have in flight, and their bytes; looks at every session.
+    pub fn queued(&self) -> (u64, u64) {
+        self.sessions.values().fold((0, 0), |(messages, bytes), session| {
+            (messages + session.queue.messages(), bytes + session.queue.bytes())
+        })
     }
 
     /// Any packet but the first. One of a connection that is closed already is passed over.

@@ -8,9 +8,9 @@ use bytestring::ByteString;
 
 use super::{
     Change, ConnectionId, Decision, Effect, Now, RefusedPublish, State, client::Connection,
+    own::may_publish,
 };
 use crate::{
-    auth::Action,
     message::Message,
     mqtt::{
         Version,
@@ -45,7 +45,7 @@ impl State {
                 return self.fault(connection, Reason::RECEIVE_MAXIMUM_EXCEEDED, now, out);
             }
         }
-        let may = self.permissions.may(session.who(), Action::Publish, &publish.topic);
+        let may = may_publish(&self.permissions, session.who(), &publish.topic);
         if !may {
             self.denied.publishes += 1;
         }

@@ -131,6 +131,11 @@ impl Queue {
         self.messages
     }
 
+    /// Bytes of them.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// The store has entries that are not in memory.
     pub(super) fn is_behind(&self) -> bool {
         self.stored_from.is_some()

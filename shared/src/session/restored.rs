@@ -7,6 +7,7 @@ use super::{
     action::{SavedSession, SavedSubscription},
     client::Session,
     disconnect::ends_after,
+    own::is_own,
     queue::Queue,
     routes::Subscriber,
     timers::Timer,
@@ -60,7 +61,7 @@ impl State {
         for saved in restored.subscriptions {
             self.restore_subscription(saved);
         }
-        for message in restored.retained {
+        for message in restored.retained.into_iter().filter(|message| !is_own(&message.topic)) {
             self.retained.insert(message);
         }
     }

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use bytestring::ByteString;
 
-use super::{Settings, queue::weight};
+use super::{Settings, own::is_own, queue::weight};
 use crate::{message::Message, mqtt::packet::SubscriptionOptions, topic::filter};
 
 /// All retained messages, by topic.
@@ -14,6 +14,8 @@ use crate::{message::Message, mqtt::packet::SubscriptionOptions, topic::filter};
 pub(super) struct Retained {
     topics: BTreeMap<ByteString, Kept>,
     bytes: usize,
+    /// How many topics are the broker's own.
+    own: usize,
     expiring: usize,
     version: u64,
 }
@@ -46,8 +48,18 @@ pub(super) struct Page {
 }
 
 impl Retained {
+    /// Those that count: the broker's own do not.
     pub(super) fn len(&self) -> usize {
-        self.topics.len()
+        self.topics.len() - self.own
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.topics.is_empty()
+    }
+
+    /// What the topic's message says already.
+    pub(super) fn is_value(&self, topic: &str, payload: &[u8]) -> bool {
+        self.topics.get(topic).is_some_and(|kept| kept.message.payload == payload)
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -66,7 +78,7 @@ impl Retained {
     /// There is room for this one in the place of the one it replaces.
     pub(super) fn fits(&self, topic: &str, bytes: usize, limits: &Settings) -> bool {
         let old = self.topics.get(topic).map(|kept| weight(&kept.message));
-        let messages = self.topics.len() + usize::from(old.is_none());
+        let messages = self.len() + usize::from(old.is_none());
         messages <= limits.retained_messages
             && self.bytes - old.unwrap_or(0) + bytes <= limits.retained_bytes
     }
@@ -74,7 +86,11 @@ impl Retained {
     pub(super) fn insert(&mut self, message: Arc<Message>) {
         self.remove(&message.topic);
         self.version += 1;
-        self.bytes += weight(&message);
+        if is_own(&message.topic) {
+            self.own += 1;
+        } else {
+            self.bytes += weight(&message);
+        }
         self.expiring += usize::from(message.expires_ms.is_some());
         self.topics.insert(message.topic.clone(), Kept { message, version: self.version });
     }
@@ -82,7 +98,11 @@ impl Retained {
     /// Says whether there was one.
     pub(super) fn remove(&mut self, topic: &str) -> bool {
         let Some(kept) = self.topics.remove(topic) else { return false };
-        self.bytes -= weight(&kept.message);
+        if is_own(topic) {
+            self.own -= 1;
+        } else {
+            self.bytes -= weight(&kept.message);
+        }
         self.expiring -= usize::from(kept.message.expires_ms.is_some());
         true
     }

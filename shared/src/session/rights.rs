@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytestring::ByteString;
 
-use super::{Decision, Now, SessionId, State, client::Session};
+use super::{Decision, Now, SessionId, State, client::Session, own::may_publish};
 use crate::{
     auth::{Action, Permissions, Who},
     mqtt::packet::{Connect, Reason},
@@ -52,9 +52,10 @@ impl State {
     ) -> Result<(), Reason> {
         let who = Who { principal, client_id: &connect.client_id };
         self.permissions.check_names(who)?;
-        let may = |topic: &str| self.permissions.may(who, Action::Publish, topic);
         match &connect.will {
-            Some(will) if !may(&will.topic) => Err(Reason::NOT_AUTHORIZED),
+            Some(will) if !may_publish(&self.permissions, who, &will.topic) => {
+                Err(Reason::NOT_AUTHORIZED)
+            }
             _ => Ok(()),
         }
     }

@@ -92,7 +92,7 @@ impl State {
             }));
         }
         let wanted = options.retain_handling == 0 || (options.retain_handling == 1 && new);
-        if wanted && parsed.share.is_none() && self.retained.len() > 0 {
+        if wanted && parsed.share.is_none() && !self.retained.is_empty() {
             // A newer subscription of the same filter starts again.
             session.replays.retain(|replay| replay.pattern != filter);
             session.replays.push_back(Replay {

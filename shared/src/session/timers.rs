@@ -122,6 +122,7 @@ impl State {
     fn session_due(&mut self, id: SessionId, at: u64, now: Now, out: &mut Decision) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         if session.ends.is_some_and(|ends| ends <= at) {
+            self.expired += 1;
             return self.end_session(id, now, out);
         }
         self.publish_will(id, now, out);

@@ -3,6 +3,7 @@
 mod connections;
 mod flows;
 mod model;
+mod own;
 mod retained;
 mod rights;
 mod shared;

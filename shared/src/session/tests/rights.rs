@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Connects under a name, and expects to be let in.
-fn join_as(w: &mut World, connect: Connect, name: &str) -> Client {
+pub(super) fn join_as(w: &mut World, connect: Connect, name: &str) -> Client {
     let client = w.connect_as(connect, Some(name));
     let got = w.take(client);
     assert!(got.first().is_some_and(|line| line.starts_with("CONNACK 00")), "{got:?}");
