@@ -9,9 +9,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tributary_edge::{
-    app, check,
+    app,
+    command::{
+        Failed, check,
+        passwd::{self, Change},
+        publish::Pub,
+        sub::Sub,
+    },
     config::Config,
-    passwd::{self, Change},
 };
 use tributary_shared::{
     config::{ConfigError, Loader},
@@ -29,20 +34,31 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the edge until SIGTERM or SIGINT. Prints one line `ready {addresses as JSON}` when it serves.
+    /// Run the edge.
+    ///
+    /// Until SIGTERM or SIGINT. Prints one line `ready {addresses as JSON}` when it serves. SIGHUP: access rules, names and
+    /// certificates are read again.
     ///
     /// Example: tributary-edge serve --data /var/lib/tributary-edge --id gw1 --cloud mqtt://127.0.0.1:1884
     Serve(Serve),
-    /// Say in plain words what the settings would do: what listens where, who gets in, who may do what. Starts nothing; an
-    /// error is what would keep `serve` from starting.
+    /// Say in plain words what the settings would do.
+    ///
+    /// What listens where, who gets in, who may do what. Starts nothing; an error (exit code 1) is what would keep `serve`
+    /// from starting.
     ///
     /// Example: tributary-edge check --config /etc/tributary/edge.toml
     Check(Serve),
-    /// Add, change or delete a user of a password file. A person's password is read from the terminal, or one line of stdin; a
-    /// device's secret is made and printed, once. A running edge takes the change within ten seconds, or at SIGHUP.
+    /// Add, change or delete a user of a password file.
+    ///
+    /// A person's password is read from the terminal, or one line of stdin; a device's secret is made and printed, once. A
+    /// running edge takes the change within ten seconds, or at SIGHUP.
     ///
     /// Example: tributary-edge passwd --file /etc/tributary/users --device gw-7
     Passwd(Passwd),
+    /// Print messages as they come, with mosquitto_sub's flags.
+    Sub(Sub),
+    /// Publish messages, with mosquitto_pub's flags.
+    Pub(Pub),
 }
 
 #[derive(Args)]
@@ -127,12 +143,14 @@ fn main() -> ExitCode {
         Command::Serve(serve) => run(&serve),
         Command::Check(serve) => check(&serve),
         Command::Passwd(passwd) => passwd.run(),
+        Command::Sub(sub) => client(sub.run()),
+        Command::Pub(publish) => client(publish.run()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             fail(&*error);
-            ExitCode::FAILURE
+            error.downcast_ref().map_or(ExitCode::FAILURE, |failed: &Failed| failed.code.into())
         }
     }
 }
@@ -162,6 +180,14 @@ fn check(serve: &Serve) -> Result<(), Box<dyn std::error::Error>> {
     telemetry::init(&config.telemetry)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     say(&runtime.block_on(check::report(&config))?)
+}
+
+/// Runs a command that is a client.
+fn client(
+    command: impl Future<Output = Result<(), Failed>>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(command)?)
 }
 
 /// To stdout.

@@ -28,6 +28,8 @@ pub struct Edge {
     child: Child,
     pub mqtt: SocketAddr,
     pub admin: SocketAddr,
+    /// All that it said of itself when it was ready.
+    pub ready: serde_json::Value,
 }
 
 impl Edge {
@@ -40,7 +42,7 @@ impl Edge {
         let ready: serde_json::Value = serde_json::from_str(json).unwrap();
         assert_eq!(ready["id"], "gw1");
         let address = |name: &str| ready[name].as_str().unwrap().parse().unwrap();
-        Self { mqtt: address("mqtt"), admin: address("admin"), child }
+        Self { mqtt: address("mqtt"), admin: address("admin"), ready, child }
     }
 
     /// SIGKILL.
