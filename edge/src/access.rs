@@ -137,7 +137,7 @@ impl Access {
 
     fn reload_names(&self, new: &Config) -> Result<(), AccessError> {
         let offers = |method| match method {
-            Method::Password => !new.auth.password_file.is_empty(),
+            Method::Password | Method::Scram => !new.auth.password_file.is_empty(),
             Method::Token => {
                 !new.auth.token_key_files.is_empty() || !new.auth.token_secret_files.is_empty()
             }

@@ -13,6 +13,7 @@ pub mod app;
 pub mod broker;
 pub mod command;
 pub mod config;
+mod enhanced;
 pub mod lane;
 pub mod link;
 pub mod listen;

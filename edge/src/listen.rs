@@ -23,6 +23,8 @@ use tributary_shared::{
     session::event::Peer,
 };
 
+use crate::enhanced::Enhanced;
+
 /// What every connection needs.
 #[derive(Clone)]
 pub struct Door {
@@ -49,7 +51,7 @@ pub async fn serve(listeners: Vec<(Listener, Bound)>, gate: Arc<Gate>, door: Doo
 }
 
 impl Door {
-    async fn client(self: Arc<Self>, arrived: Box<Arrived>, methods: Arc<[Method]>) {
+    pub(crate) async fn client(self: Arc<Self>, arrived: Box<Arrived>, methods: Arc<[Method]>) {
         // Boxed: it is large and over soon, while the connection lasts.
         if let Some((opened, peer, _admitted)) = Box::pin(self.enter(arrived, methods)).await {
             connection::run(*opened, peer, &self.context).await;
@@ -78,21 +80,38 @@ impl Door {
                 return None;
             }
         };
-        let connect = &opened.connect;
-        let shown = Shown {
-            certificate: &certificate,
-            user: connect.user_name.as_deref(),
-            password: connect.password.as_deref(),
-            client_id: &connect.client_id,
-            address: address.map(|address| address.ip()),
+        let ip = address.map(|address| address.ip());
+        let outcome = if opened.connect.authentication_method.is_some() {
+            let enhanced = Enhanced { identities: &self.identities, clock: self.clock };
+            let proved = tokio::select! {
+                () = context.stop.cancelled() => return None,
+                proved = enhanced.prove(&mut opened, ip, &methods, deadline, &context.counters) => proved,
+            };
+            match proved {
+                Ok(outcome) => outcome.map(|(identity, proof)| (identity, Some(proof))),
+                Err(refused) => {
+                    tracing::debug!(?address, %refused, "no connection");
+                    return None;
+                }
+            }
+        } else {
+            let connect = &opened.connect;
+            let shown = Shown {
+                certificate: &certificate,
+                user: connect.user_name.as_deref(),
+                password: connect.password.as_deref(),
+                client_id: &connect.client_id,
+                address: ip,
+            };
+            let identity = self.identities.identify(shown, &methods, self.clock.now()).await;
+            identity.map(|identity| (identity, None))
         };
-        let outcome = self.identities.identify(shown, &methods, self.clock.now()).await;
         admitted.handshake_done();
         match outcome {
-            Ok(identity) => {
+            Ok((identity, proof)) => {
                 opened.until = self.until(&identity);
                 let principal = identity.principal;
-                Some((opened, Peer { principal, address }, admitted))
+                Some((opened, Peer { principal, address, proof }, admitted))
             }
             Err(refusal) => {
                 self.refuse(*opened, refusal, address).await;

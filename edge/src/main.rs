@@ -69,6 +69,9 @@ struct Passwd {
     /// Make a secret for a device instead of asking for a person's password.
     #[arg(long, conflicts_with = "delete")]
     device: bool,
+    /// Store the person's password for SCRAM-SHA-256 (8,192 iterations), by which it is proved without being sent.
+    #[arg(long, conflicts_with_all = ["delete", "device"])]
+    scram: bool,
     /// Delete the user.
     #[arg(long)]
     delete: bool,
@@ -78,9 +81,10 @@ struct Passwd {
 
 impl Passwd {
     fn run(&self) -> Result<(), Box<dyn std::error::Error>> {
-        let change = match (self.device, self.delete) {
-            (true, _) => Change::Device,
-            (_, true) => Change::Delete,
+        let change = match (self.device, self.scram, self.delete) {
+            (true, ..) => Change::Device,
+            (_, true, _) => Change::Scram,
+            (.., true) => Change::Delete,
             _ => Change::Person,
         };
         say(&(passwd::change(&self.file, &self.user, change)? + "\n"))

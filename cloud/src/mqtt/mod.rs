@@ -100,7 +100,7 @@ impl Clients {
         if opened.connect.will.as_ref().is_some_and(|will| door::is_closed(&will.topic)) {
             return opened.refuse(Reason::NOT_AUTHORIZED).await;
         }
-        let peer = Peer { principal: None, address: Some(address) };
+        let peer = Peer { principal: None, address: Some(address), proof: None };
         run(opened, peer, &self.context).await;
     }
 }

@@ -86,6 +86,7 @@ fn words(method: Method) -> &'static str {
         Method::Certificate => "a client certificate",
         Method::Token => "a token as password",
         Method::Password => "a name and password",
+        Method::Scram => "a name and proof of a password (SCRAM-SHA-256)",
         Method::Anonymous => "nothing",
     }
 }

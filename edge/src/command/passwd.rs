@@ -11,8 +11,9 @@ use std::{
     process::{Command, Stdio},
 };
 
-use tributary_shared::auth::password::{
-    Fault, FileError, HashError, Passwords, Stored, check_name, edited,
+use tributary_shared::auth::{
+    ANONYMOUS,
+    password::{Fault, FileError, HashError, Passwords, Stored, check_name, edited},
 };
 
 /// Characters of the shortest password that is taken.
@@ -23,6 +24,8 @@ const SHORTEST: usize = 8;
 pub enum Change {
     /// Set the password that stands on stdin.
     Person,
+    /// Set the password that stands on stdin, so that it can be proved by SCRAM-SHA-256.
+    Scram,
     /// Make a secret.
     Device,
     /// Take the user out.
@@ -62,16 +65,21 @@ pub fn change(file: &Path, user: &str, change: Change) -> Result<String, PasswdE
         }
         read => read.map_err(|error| PasswdError::Read(file.to_owned(), error))?,
     };
-    Passwords::parse(&text).map_err(|error| PasswdError::File(file.to_owned(), error))?;
+    let passwords =
+        Passwords::parse(&text).map_err(|error| PasswdError::File(file.to_owned(), error))?;
     let (stored, said) = match change {
         Change::Person => (Some(Stored::for_person(password()?.as_bytes())?), None),
+        Change::Scram => (Some(Stored::for_scram(password()?.as_bytes())?), None),
         Change::Device => {
             let (secret, stored) = Stored::for_new_device()?;
             (Some(stored), Some(secret))
         }
         Change::Delete => (None, None),
     };
-    let (text, found) = edited(&text, user, stored.as_ref());
+    let (mut text, found) = edited(&text, user, stored.as_ref());
+    if change == Change::Scram && !passwords.has_key() {
+        text = edited(&text, ANONYMOUS, Some(&Stored::for_strangers()?)).0;
+    }
     if change == Change::Delete && !found {
         return Err(PasswdError::Unknown(user.to_owned(), file.to_owned()));
     }

@@ -1,10 +1,10 @@
 //! Who is this, and what may they do: the same for every protocol.
 //!
-//! Holds: credentials and rules; no sessions, no sockets. A client proves a name, its *principal*, by one of three means
-//! (`certificate`, `password`, `token`), or has none and is *anonymous*; [`rules`] then say what that name may do.
+//! Holds: credentials and rules; no sessions, no sockets. A client proves a name, its *principal*, by one of these means
+//! (`certificate`, `password`, `scram`, `token`), or has none and is *anonymous*; [`rules`] then say what that name may do.
 //! In: what a client showed. Out: an identity or a refusal, and [`Permissions`] for whoever decides.
-//! Files: password certificate token (means), cache throttle (cost and abuse of checking), files identify (all means together),
-//! pattern rules (rights).
+//! Files: password scram certificate token (means), cache throttle (cost and abuse of checking), files identify (all means
+//! together), pattern rules (rights).
 //! Change here: a new means, what rules can say. Not here: TLS (`net::tls`), sessions and what is refused how (`session`).
 
 mod cache;
@@ -14,13 +14,16 @@ pub mod identify;
 pub mod password;
 mod pattern;
 pub mod rules;
+pub mod scram;
 mod throttle;
 pub mod token;
 
 pub use certificate::Certificate;
 pub use files::LoadError;
 pub(crate) use files::warn_if_open;
-pub use identify::{Binding, Holds, Identities, Identity, Method, Refusal, Settings, Shown};
+pub use identify::{
+    Binding, Exchange, Holds, Identities, Identity, Method, Refusal, Settings, Shown,
+};
 pub use rules::{Action, Permissions, Rule, Who};
 
 /// What rules call clients without a name; nobody can be named so.

@@ -3,6 +3,8 @@
 //! ```text
 //! ann:$argon2id$v=19$m=19456,t=2,p=1$<salt>$<hash>      a person: slow on purpose, two at a time
 //! gw-7:$hmac-sha256$<salt>$<tag>                        a device: its secret was generated here, so a fast check is safe
+//! bob:$scram-sha-256$i=8192$<salt>$<StoredKey>$<ServerKey>  a person that proves the password without sending it
+//! anonymous:$scram-key$<key>                            nobody: makes up what unknown names are asked (`scram`)
 //! ```
 //! One entry a line, salt and hash in base64 without padding; empty lines and lines that start with `#` are skipped.
 //! Change here: forms of stored passwords. Not here: when and how often a check may run (`identify`).
@@ -18,6 +20,8 @@ use base64::{
     engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD},
 };
 use ring::hmac;
+
+use super::scram::{self, Strangers, Verifier, is_equal};
 
 /// Bytes of a password file.
 pub const FILE_BYTES: usize = 16 * 1024 * 1024;
@@ -37,6 +41,8 @@ const SECRET_BYTES: usize = 24;
 
 const PERSON: &str = "$argon2id$v=19$";
 const DEVICE: &str = "$hmac-sha256$";
+const SCRAM: &str = "$scram-sha-256$";
+const SCRAM_KEY: &str = "$scram-key$";
 
 /// A stored password: enough to check one, not to know it.
 #[derive(Clone, PartialEq, Eq)]
@@ -57,6 +63,10 @@ pub enum Stored {
         /// HMAC-SHA-256 of the secret under the salt.
         tag: Vec<u8>,
     },
+    /// Chosen by a person, for SCRAM-SHA-256; the password itself is taken too.
+    Scram(Verifier),
+    /// Of `anonymous` only: the secret from which unknown names are asked in SCRAM.
+    Key(Vec<u8>),
 }
 
 /// All users of a file.
@@ -64,6 +74,9 @@ pub enum Stored {
 pub struct Passwords {
     users: HashMap<String, Stored>,
     people: bool,
+    scram: bool,
+    /// A [`Stored::Key`].
+    key: Option<Stored>,
 }
 
 /// Why a password file is not taken.
@@ -86,10 +99,16 @@ pub enum Fault {
     Name,
     #[error("`anonymous` is what rules call clients without a name")]
     Anonymous,
+    #[error(
+        "expected $scram-sha-256$i={}..{}$salt$key$key",
+        scram::ITERATIONS_MIN,
+        scram::ITERATIONS_MAX
+    )]
+    Scram,
     #[error("the name occurs twice")]
     Twice,
     #[error(
-        "the password is not hashed as $argon2id$v=19$ or $hmac-sha256$; see tributary-edge passwd"
+        "the password is not hashed as $argon2id$v=19$, $hmac-sha256$ or $scram-sha-256$; see tributary-edge passwd"
     )]
     Form,
     #[error(
@@ -104,6 +123,9 @@ pub enum HashError {
     /// The system has no randomness to give.
     #[error("no randomness from the system")]
     Randomness,
+    /// SCRAM with characters that clients treat differently.
+    #[error("a password for SCRAM is made of printable ASCII characters")]
+    NotAscii,
     /// Too long, or no memory.
     #[error("the password cannot be hashed")]
     Password,
@@ -120,7 +142,14 @@ impl Passwords {
             }
             let wrong = |why| FileError { line: at + 1, why };
             let (name, stored) = entry(line).map_err(wrong)?;
+            if let Stored::Key(_) = stored {
+                if all.key.replace(stored).is_some() {
+                    return Err(wrong(Fault::Twice));
+                }
+                continue;
+            }
             all.people |= matches!(stored, Stored::Person { .. });
+            all.scram |= matches!(stored, Stored::Scram(_));
             if all.users.insert(name.to_owned(), stored).is_some() {
                 return Err(wrong(Fault::Twice));
             }
@@ -138,6 +167,29 @@ impl Passwords {
         self.people
     }
 
+    /// Somebody can prove a name by SCRAM; then every failed check has to take as long as one of its passwords.
+    pub fn has_scram(&self) -> bool {
+        self.scram
+    }
+
+    /// Those who are not in the file; `spare`: secret, for a file without one of its own.
+    pub fn strangers(&self, spare: &[u8]) -> Strangers {
+        let shapes = self.users.values().filter_map(|stored| match stored {
+            Stored::Scram(verifier) => Some(verifier.shape()),
+            _ => None,
+        });
+        let key = match &self.key {
+            Some(Stored::Key(key)) => key,
+            _ => spare,
+        };
+        Strangers::new(key, shapes.collect())
+    }
+
+    /// The file has a secret for [`Passwords::strangers`].
+    pub fn has_key(&self) -> bool {
+        self.key.is_some()
+    }
+
     /// Users.
     pub fn len(&self) -> usize {
         self.users.len()
@@ -151,8 +203,13 @@ impl Passwords {
 
 fn entry(line: &str) -> Result<(&str, Stored), Fault> {
     let (name, stored) = line.split_once(':').ok_or(Fault::NoColon)?;
-    check_name(name)?;
-    Ok((name, Stored::parse(stored.trim_end())?))
+    let stored = Stored::parse(stored.trim_end());
+    match (check_name(name), &stored) {
+        (Err(Fault::Anonymous), Ok(Stored::Key(_))) => {}
+        (Ok(()), Ok(Stored::Key(_))) => return Err(Fault::Form),
+        (checked, _) => checked?,
+    }
+    Ok((name, stored?))
 }
 
 /// A name that a password file can hold.
@@ -182,6 +239,21 @@ impl Stored {
         Ok((secret, Self::Device { salt, tag }))
     }
 
+    /// Makes what SCRAM needs of a person's password. Printable ASCII only: clients are to bring other characters into one
+    /// form (SASLprep), not all do, and the password would be right in one and wrong in another.
+    pub fn for_scram(password: &[u8]) -> Result<Self, HashError> {
+        if !password.iter().all(|byte| matches!(byte, b' '..=b'~')) {
+            return Err(HashError::NotAscii);
+        }
+        let salt = random::<SALT_BYTES>()?.to_vec();
+        Ok(Self::Scram(Verifier::new(password, salt, scram::ITERATIONS)))
+    }
+
+    /// A secret for [`Passwords::strangers`].
+    pub fn for_strangers() -> Result<Self, HashError> {
+        Ok(Self::Key(random::<HASH_BYTES>()?.to_vec()))
+    }
+
     /// What a person's check costs when there is nobody to check: always fails, after the same work.
     pub fn nobody() -> Self {
         let hash = vec![0; HASH_BYTES];
@@ -197,6 +269,13 @@ impl Stored {
             } else {
                 Err(Fault::Form)
             };
+        }
+        if let Some(rest) = text.strip_prefix(SCRAM) {
+            return Verifier::parse(rest).map(Self::Scram).ok_or(Fault::Scram);
+        }
+        if let Some(rest) = text.strip_prefix(SCRAM_KEY) {
+            let key = STANDARD_NO_PAD.decode(rest).map_err(|_| Fault::Form)?;
+            return if key.len() == HASH_BYTES { Ok(Self::Key(key)) } else { Err(Fault::Form) };
         }
         let rest = text.strip_prefix(PERSON).ok_or(Fault::Form)?;
         let (cost, rest) = rest.split_once('$').ok_or(Fault::Form)?;
@@ -225,18 +304,14 @@ impl Stored {
     pub fn verify(&self, password: &[u8]) -> bool {
         match self {
             Self::Device { salt, tag } => hmac::verify(&device_key(salt), password, tag).is_ok(),
+            Self::Scram(verifier) => verifier.verify(password),
+            Self::Key(_) => false,
             Self::Person { cost, salt, hash } => {
                 let Some(found) = argon2id(*cost, salt, password, hash.len()) else { return false };
                 is_equal(&found, hash)
             }
         }
     }
-}
-
-/// Takes as long for any two values of one length.
-fn is_equal(one: &[u8], other: &[u8]) -> bool {
-    let differences = one.iter().zip(other).fold(0, |all, (a, b)| all | (a ^ b));
-    one.len() == other.len() && std::hint::black_box(differences) == 0
 }
 
 fn argon2id(cost: (u32, u32, u32), salt: &[u8], password: &[u8], bytes: usize) -> Option<Vec<u8>> {
@@ -271,6 +346,8 @@ impl fmt::Display for Stored {
         let text = |bytes: &Vec<u8>| STANDARD_NO_PAD.encode(bytes);
         match self {
             Self::Device { salt, tag } => write!(out, "{DEVICE}{}${}", text(salt), text(tag)),
+            Self::Scram(verifier) => write!(out, "{SCRAM}{verifier}"),
+            Self::Key(key) => write!(out, "{SCRAM_KEY}{}", text(key)),
             Self::Person { cost: (memory, passes, lanes), salt, hash } => {
                 let (salt, hash) = (text(salt), text(hash));
                 write!(out, "{PERSON}m={memory},t={passes},p={lanes}${salt}${hash}")
@@ -284,6 +361,8 @@ impl fmt::Debug for Stored {
         out.write_str(match self {
             Self::Person { .. } => "Person(..)",
             Self::Device { .. } => "Device(..)",
+            Self::Scram(_) => "Scram(..)",
+            Self::Key(_) => "Key(..)",
         })
     }
 }

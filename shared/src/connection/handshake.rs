@@ -2,17 +2,17 @@
 
 use std::{fmt, future::Future, io, pin::Pin, sync::atomic::Ordering, time::Duration};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{Counters, Settings, count};
 use crate::mqtt::{
     Malformed, Packet, Reader, Reason, Version, check,
-    packet::{ConnAck, ConnAckProperties, Connect},
-    write::write,
+    packet::{Auth, ConnAck, ConnAckProperties, Connect},
+    write::{PROTOCOL_MAXIMUM, write, write_limited},
 };
 
 /// How long a peer that is told why it is closed may take to read that.
@@ -33,6 +33,9 @@ pub struct Opened<S> {
     pub connect: Box<Connect>,
     /// Ends when its proof of who it is does, and the connection with it; the host says so.
     pub until: Option<Until>,
+    /// Answers a client that proves its name again by the authentication method of its CONNECT; the host says how. Without
+    /// it AUTH is left to the broker.
+    pub again: Option<Again>,
 }
 
 /// Why a connection came to nothing. The peer was told where the standard has a way to, and the socket is closed.
@@ -71,7 +74,91 @@ impl fmt::Debug for Until {
     }
 }
 
+/// Takes each AUTH of an open connection (4.12.1); gives the answer, or why the connection ends.
+pub struct Again(Box<dyn FnMut(Auth) -> Result<Auth, Reason> + Send>);
+
+impl Again {
+    /// By this.
+    pub fn new(answer: impl FnMut(Auth) -> Result<Auth, Reason> + Send + 'static) -> Self {
+        Self(Box::new(answer))
+    }
+
+    pub(super) fn answer(&mut self, auth: Auth) -> Result<Auth, Reason> {
+        (self.0)(auth)
+    }
+}
+
+impl fmt::Debug for Again {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Again(..)")
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> Opened<S> {
+    /// Sends `question` by AUTH and gives the data of the answer, which has to be there at `deadline`. A client that sends
+    /// anything else than AUTH with its method (MQTT-3.1.2-30, MQTT-4.12.0-5) is told so and closed.
+    pub async fn ask(
+        &mut self,
+        question: Bytes,
+        deadline: Instant,
+        counters: &Counters,
+    ) -> Result<Bytes, Refused> {
+        let method = self.connect.authentication_method.clone();
+        let auth = auth(Reason::CONTINUE_AUTHENTICATION, method, Some(question));
+        let maximum = self.connect.maximum_packet_size.map_or(PROTOCOL_MAXIMUM, |max| max as usize);
+        let mut bytes = BytesMut::new();
+        let asked = write_limited(&Packet::Auth(auth), self.connect.version, maximum, &mut bytes);
+        let answer = async {
+            if asked.is_err() {
+                let why = "the client takes no packet as large as AUTH";
+                return Err(Refused::Malformed(Malformed::new(Reason::PACKET_TOO_LARGE, why)));
+            }
+            self.stream.write_all(&bytes).await?;
+            self.stream.flush().await?;
+            self.answer(counters).await
+        };
+        match timeout_at(deadline, answer).await {
+            Ok(Err(Refused::Malformed(malformed))) => {
+                count(&counters.malformed);
+                let answer = refusal(malformed.reason, self.connect.version);
+                Box::pin(say_goodbye(&mut self.stream, &answer)).await;
+                Err(Refused::Malformed(malformed))
+            }
+            Ok(outcome) => outcome,
+            Err(_) => {
+                count(&counters.handshake_timeouts);
+                Err(Refused::Timeout)
+            }
+        }
+    }
+
+    async fn answer(&mut self, counters: &Counters) -> Result<Bytes, Refused> {
+        loop {
+            match self.reader.read(&mut self.buffer).map_err(Refused::Malformed)? {
+                Some(Packet::Auth(auth)) => {
+                    count(&counters.packets_in);
+                    let same = auth.method == self.connect.authentication_method;
+                    if !same || auth.reason != Reason::CONTINUE_AUTHENTICATION {
+                        let why = "AUTH of another method or step (MQTT-4.12.0-5)";
+                        return Err(Refused::Malformed(Malformed::protocol(why)));
+                    }
+                    return Ok(auth.data.unwrap_or_default());
+                }
+                Some(Packet::Disconnect(_)) => return Err(Refused::Closed),
+                Some(_) => {
+                    let why = "packet before authentication is complete (MQTT-3.1.2-30)";
+                    return Err(Refused::Malformed(Malformed::protocol(why)));
+                }
+                None => {}
+            }
+            let bytes = self.stream.read_buf(&mut self.buffer).await?;
+            if bytes == 0 {
+                return Err(Refused::Closed);
+            }
+            counters.bytes_in.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+    }
+
     /// Answers with a CONNACK that says why not, and closes.
     pub async fn refuse(mut self, reason: Reason) {
         let answer = refusal(reason, self.connect.version);
@@ -95,7 +182,7 @@ where
     match timeout(Duration::from_millis(settings.handshake_ms), reading).await {
         Ok(Ok(connect)) => {
             count(&counters.packets_in);
-            Ok(Opened { stream, reader, buffer, connect, until: None })
+            Ok(Opened { stream, reader, buffer, connect, until: None, again: None })
         }
         Ok(Err(refused)) => {
             match &refused {
@@ -180,6 +267,11 @@ fn refusal(reason: Reason, version: Version) -> BytesMut {
     let mut out = BytesMut::new();
     write(&Packet::ConnAck(Box::new(connack)), version, &mut out);
     out
+}
+
+/// An AUTH with nothing but these.
+pub fn auth(reason: Reason, method: Option<bytestring::ByteString>, data: Option<Bytes>) -> Auth {
+    Auth { reason, method, data, reason_string: None, user_properties: Vec::new() }
 }
 
 /// Writes `last` and closes, so that the peer can read it: what it still sends is read and thrown away for a moment,

@@ -22,7 +22,7 @@ use crate::{
     mqtt::packet::{Connect, Packet, Reason},
     session::event::{ConnectionId, Peer},
 };
-pub use handshake::{Opened, Refused, Until, handshake};
+pub use handshake::{Again, Opened, Refused, Until, auth, handshake};
 pub use outbox::Outbox;
 pub use run::{End, run};
 

@@ -20,8 +20,11 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Context, End, Incoming, count, run::Link};
-use crate::mqtt::{Packet, Reader};
+use super::{Again, End, Incoming, count, run::Link};
+use crate::{
+    mqtt::{Packet, Reader, Reason, packet::Auth},
+    session::Outgoing,
+};
 
 /// Packets in one message to the broker: bounds what 32 KiB of PINGREQs become in memory.
 pub(super) const BATCH: usize = 1_024;
@@ -43,6 +46,8 @@ pub(super) struct Reading<R> {
     pub(super) reader: Reader,
     /// What came and is not yet taken.
     pub(super) buffer: BytesMut,
+    /// Answers AUTH.
+    pub(super) again: Option<Again>,
 }
 
 impl<R: AsyncRead + Unpin> Reading<R> {
@@ -98,7 +103,7 @@ impl<R: AsyncRead + Unpin> Reading<R> {
     }
 
     fn forward_at_once(&mut self, link: &Link<'_>) -> Result<Forwarded, End> {
-        let (packets, end) = self.parse(link.context);
+        let (packets, end) = self.parse(link);
         let more = packets.len() == BATCH && end.is_none();
         let waiting = if packets.is_empty() {
             None
@@ -113,26 +118,40 @@ impl<R: AsyncRead + Unpin> Reading<R> {
     }
 
     /// The next packets, at most [`BATCH`], and why there will be no more, if so.
-    fn parse(&mut self, context: &Context) -> (Vec<Packet>, Option<End>) {
+    fn parse(&mut self, link: &Link<'_>) -> (Vec<Packet>, Option<End>) {
         let mut packets = Vec::new();
         let mut end = None;
         while packets.len() < BATCH && end.is_none() {
             match self.reader.read(&mut self.buffer) {
                 Ok(Some(packet)) => {
-                    if matches!(packet, Packet::Disconnect(_)) {
-                        end = Some(End::Gone);
+                    match &packet {
+                        Packet::Disconnect(_) => end = Some(End::Gone),
+                        Packet::Auth(auth) => end = self.prove_again(auth, link).err(),
+                        _ => {}
                     }
                     packets.push(packet);
                 }
                 Ok(None) => break,
                 Err(malformed) => {
-                    count(&context.counters.malformed);
+                    count(&link.context.counters.malformed);
                     end = Some(End::Malformed(malformed));
                 }
             }
         }
-        context.counters.packets_in.fetch_add(packets.len() as u64, Ordering::Relaxed);
+        link.context.counters.packets_in.fetch_add(packets.len() as u64, Ordering::Relaxed);
         (packets, end)
+    }
+
+    /// Answers an AUTH of a client that has an authentication method; without one the broker does.
+    fn prove_again(&mut self, auth: &Auth, link: &Link<'_>) -> Result<(), End> {
+        let Some(again) = &mut self.again else { return Ok(()) };
+        if !link.accepted.load(Ordering::Acquire) {
+            return Err(End::Unproven(Reason::PROTOCOL_ERROR));
+        }
+        let answer = again.answer(auth.clone()).map_err(End::Unproven)?;
+        // Only messages can be refused.
+        let _ = link.outbox.send(Outgoing::Packet(Box::new(Packet::Auth(answer))));
+        Ok(())
     }
 
     /// One read: behind the part of a packet that is there, or into the thread's chunk.

@@ -41,6 +41,8 @@ pub enum End {
     Stalled,
     /// The client's proof of who it is has run out.
     Expired,
+    /// The client did not prove again who it is.
+    Unproven(Reason),
     /// This process stops.
     Stopping,
 }
@@ -54,6 +56,7 @@ impl End {
             Self::KeepAlive => Some(Reason::KEEP_ALIVE_TIMEOUT),
             Self::Stalled => Some(Reason::QUOTA_EXCEEDED),
             Self::Expired => Some(Reason::NOT_AUTHORIZED),
+            Self::Unproven(reason) => Some(*reason),
             Self::Stopping => Some(Reason::SERVER_SHUTTING_DOWN),
         }
     }
@@ -88,7 +91,7 @@ pub fn run<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let Opened { stream, mut reader, buffer, connect, until } = opened;
+    let Opened { stream, mut reader, buffer, connect, until, again } = opened;
     let connection = context.next_connection();
     let link = Link {
         context,
@@ -101,7 +104,7 @@ where
     let hello = Box::new(Incoming::Connect { connection, connect, peer, outbox });
     reader.set_maximum(context.packet_bytes);
     let (read_half, mut write_half) = tokio::io::split(stream);
-    let mut reading = Reading { half: read_half, reader, buffer };
+    let mut reading = Reading { half: read_half, reader, buffer, again };
     async move {
         if Box::pin(context.handle.incoming.send(*hello)).await.is_err() {
             return End::Stopping;

@@ -104,7 +104,7 @@ async fn start_until(connect: Connect, settings: Settings, until: Option<Instant
     client.send(&Packet::Connect(Box::new(connect))).await;
     let mut opened = handshake(far, &context.settings, &context.counters).await.unwrap();
     opened.until = until.map(|at| Until::new(tokio::time::sleep_until(at)));
-    let peer = Peer { principal: None, address: None };
+    let peer = Peer { principal: None, address: None, proof: None };
     let shared = Arc::clone(&context);
     let end = tokio::spawn(async move { run(opened, peer, &shared).await });
     let Some(Incoming::Connect { outbox, .. }) = incoming.recv().await else { panic!() };
@@ -409,7 +409,7 @@ async fn an_idle_connection_stays_small() {
     let opening = handshake(far, &context.settings, &context.counters);
     let opening_bytes = size_of_val(&opening);
     let opened = opening.await.unwrap();
-    let serving = run(opened, Peer { principal: None, address: None }, &context);
+    let serving = run(opened, Peer { principal: None, address: None, proof: None }, &context);
     let serving_bytes = size_of_val(&serving);
     assert!(serving_bytes <= 768 && opening_bytes <= 512, "{serving_bytes} {opening_bytes}");
 }

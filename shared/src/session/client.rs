@@ -73,6 +73,8 @@ pub(super) struct Connection {
     pub(super) timer: Option<u64>,
     /// What CONNECT said, capped.
     pub(super) expiry_s: u32,
+    /// It proved its name by an authentication method, and may do so again (4.12).
+    pub(super) enhanced: bool,
     /// Topic aliases of the client (3.3.2.3.4).
     pub(super) aliases: IdMap<u16, ByteString>,
 }

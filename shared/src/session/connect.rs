@@ -50,13 +50,15 @@ impl State {
         let present = self.clients.contains_key(&connect.client_id);
         let id = self.session_for(&connect, peer.principal);
         self.attach(connection, id, &connect, now, out);
-        let properties = self.announce(&connect, assigned);
+        let mut properties = self.announce(&connect, assigned);
+        properties.authentication_method.clone_from(&connect.authentication_method); // MQTT-4.12.0-5
+        properties.authentication_data = peer.proof.filter(|data| !data.is_empty());
         send_connack(out, connection, present, Reason::SUCCESS, properties);
         self.resume(id, now, out);
     }
 
     fn check_connect(&self, connect: &Connect, peer: &Peer) -> Result<(), Reason> {
-        if connect.authentication_method.is_some() {
+        if connect.authentication_method.is_some() != peer.proof.is_some() {
             return Err(Reason::BAD_AUTHENTICATION_METHOD); // MQTT-4.12.0-1
         }
         let id = &connect.client_id;
@@ -188,6 +190,7 @@ impl State {
             heard_ms: now.mono_ms,
             timer,
             expiry_s,
+            enhanced: connect.authentication_method.is_some(),
             aliases: IdMap::default(),
         };
         self.connections.insert(connection, link);

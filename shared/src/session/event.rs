@@ -35,6 +35,9 @@ pub struct Peer {
     pub principal: Option<ByteString>,
     /// Remote address.
     pub address: Option<SocketAddr>,
+    /// It proved its name by the authentication method of its CONNECT (MQTT 5, 4.12): the data that CONNACK ends that with.
+    /// `None`: it did not, and a CONNECT that asks for one is refused.
+    pub proof: Option<Bytes>,
 }
 
 /// One event.

@@ -206,7 +206,10 @@ impl State {
                 }
             }
             Packet::Disconnect(disconnect) => self.leave(connection, &disconnect, now, out),
-            // MQTT-3.1.0-2: a second CONNECT. AUTH without a method agreed on. The rest is the server's to send.
+            // The connection has answered it; here it is a sign of life.
+            Packet::Auth(_)
+                if self.connections.get(&connection).is_some_and(|link| link.enhanced) => {}
+            // MQTT-3.1.0-2: a second CONNECT. MQTT-4.12.0-7: AUTH without a method. The rest is the server's to send.
             Packet::Connect(_)
             | Packet::Auth(_)
             | Packet::ConnAck(_)

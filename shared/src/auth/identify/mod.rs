@@ -5,7 +5,10 @@
 //! ```
 //! The first means that a client uses decides; one that fails is never made up for by a later one. A wrong name takes as
 //! long as a wrong password, and at most two slow checks run at once.
+//! A client that asks for enhanced authentication in its CONNECT proves its name in an `exchange` instead.
 //! Change here: the order of means, what a client id has to do with a name. Not here: sockets, answers (the caller).
+
+mod exchange;
 
 use std::{
     hash::{BuildHasher as _, RandomState},
@@ -29,10 +32,12 @@ use super::{
     certificate::Certificate,
     files::{Files, LoadError},
     password::Stored,
+    scram::Strangers,
     throttle::Throttle,
     token::Token,
 };
 use crate::{mqtt::packet::Reason, session::event::Now};
+pub use exchange::Exchange;
 
 /// Slow checks at once: 19 MiB each.
 const PEOPLE: usize = 2;
@@ -99,6 +104,8 @@ pub enum Method {
     Token,
     /// Name and password.
     Password,
+    /// Name and proof of the password, by enhanced authentication with SCRAM-SHA-256.
+    Scram,
     /// None: the client stays anonymous.
     Anonymous,
 }
@@ -175,6 +182,8 @@ pub struct Identities {
     people: Arc<Semaphore>,
     /// Makes numbers of what is stored.
     numbers: RandomState,
+    /// For a password file without a secret of its own.
+    spare: [u8; 32],
     /// Changes when files were read again.
     read_again: watch::Sender<()>,
     /// Shown by the host.
@@ -196,18 +205,21 @@ impl Identities {
     /// Reads all files.
     pub fn open(settings: &Settings) -> Result<Arc<Self>, LoadError> {
         let files = Files::read(settings)?;
-        let mut key = [0; 32];
-        getrandom::fill(&mut key).map_err(|error| LoadError {
-            setting: "auth",
-            file: "randomness of the system".to_owned(),
-            why: error.to_string(),
-        })?;
+        let (mut key, mut spare) = ([0; 32], [0; 32]);
+        for random in [&mut key, &mut spare] {
+            getrandom::fill(random).map_err(|error| LoadError {
+                setting: "auth",
+                file: "randomness of the system".to_owned(),
+                why: error.to_string(),
+            })?;
+        }
         let cache = Cache::new(key, settings.remember_password_s.saturating_mul(1000));
         Ok(Arc::new(Self {
             files: RwLock::new(Arc::new(files)),
             memory: Mutex::new(Memory { cache, throttle: Throttle::default() }),
             people: Arc::new(Semaphore::new(PEOPLE)),
             numbers: RandomState::new(),
+            spare,
             read_again: watch::Sender::new(()),
             counters: Counters::default(),
         }))
@@ -240,7 +252,7 @@ impl Identities {
     pub fn offers(&self, method: Method) -> bool {
         let files = self.files();
         match method {
-            Method::Password => !files.settings.password_file.is_empty(),
+            Method::Password | Method::Scram => !files.settings.password_file.is_empty(),
             Method::Token => !files.tokens.is_empty(),
             Method::Certificate | Method::Anonymous => false,
         }
@@ -323,10 +335,7 @@ impl Identities {
         files: &Files,
         now: Now,
     ) -> Result<(Identity, Binding), Refusal> {
-        if self.memory().throttle.is_blocked(address, user, now.mono_ms) {
-            count(&self.counters.blocked);
-            return Err(refusal(Reason::CONNECTION_RATE_EXCEEDED, "too many failures"));
-        }
+        self.check_blocked(user, address, now)?;
         if self.is_password(user, password, files, now).await? {
             self.memory().throttle.succeeded(address, user);
             let stored = files.passwords.get(user);
@@ -336,10 +345,7 @@ impl Identities {
             let binding = if device { device_client_id } else { person_client_id };
             return Ok((Identity { principal: Some(user.into()), holds }, binding));
         }
-        count(&self.counters.wrong);
-        let delay = self.memory().throttle.failed(address, user, now.mono_ms);
-        let why = "wrong user name or password";
-        Err(Refusal { reason: Reason::BAD_USER_NAME_OR_PASSWORD, delay, why })
+        Err(self.wrong(user, address, now))
     }
 
     /// Takes the same time for every "no", whether the user is a person, a device or nobody.
@@ -358,21 +364,33 @@ impl Identities {
         if known || (device && stored.is_some_and(|stored| stored.verify(password))) {
             return Ok(true);
         }
-        if !files.passwords.has_people() {
+        // One of each kind that the file has, so that all names take the same time.
+        let mut checks = Vec::new();
+        if files.passwords.has_people() {
+            let person = stored.filter(|stored| matches!(stored, Stored::Person { .. }));
+            checks.push(person.cloned().unwrap_or_else(Stored::nobody));
+        }
+        if files.passwords.has_scram() {
+            let scram = stored.filter(|stored| matches!(stored, Stored::Scram(_)));
+            let stranger = || Stored::Scram(self.strangers(files).verifier(user));
+            checks.push(scram.cloned().unwrap_or_else(stranger));
+        }
+        if checks.is_empty() {
             return Ok(false);
         }
-        let checked = match stored {
-            Some(person @ Stored::Person { .. }) => person.clone(),
-            Some(Stored::Device { .. }) | None => Stored::nobody(),
-        };
-        let right = self.check_slowly(checked, password.to_vec()).await? && !device;
+        let right = self.check_slowly(checks, password.to_vec()).await? && stored.is_some();
         if right {
             self.memory().cache.remember(user, &text, password, now.mono_ms);
         }
         Ok(right)
     }
 
-    async fn check_slowly(&self, stored: Stored, password: Vec<u8>) -> Result<bool, Refusal> {
+    fn strangers(&self, files: &Files) -> Strangers {
+        files.passwords.strangers(&self.spare)
+    }
+
+    /// Whether one of them has this password. All are tried.
+    async fn check_slowly(&self, all: Vec<Stored>, password: Vec<u8>) -> Result<bool, Refusal> {
         let busy = || {
             count(&self.counters.busy);
             refusal(Reason::SERVER_BUSY, "too many passwords to check")
@@ -381,7 +399,7 @@ impl Identities {
         let turn = turn.await.map_err(|_| busy())?.map_err(|_| busy())?;
         let check = tokio::task::spawn_blocking(move || {
             let _turn = turn; // To the end, also when nobody waits any more.
-            stored.verify(&password)
+            all.iter().filter(|stored| stored.verify(&password)).count() > 0 // Not any: it would stop.
         });
         check.await.map_err(|_| busy())
     }

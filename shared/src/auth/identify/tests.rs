@@ -230,3 +230,118 @@ async fn a_bad_new_file_keeps_the_old_one_and_is_counted() {
     assert!(all.reload(&settings).is_err());
     assert!(Identities::open(&settings).is_err());
 }
+
+/// ann's password is "pencil"; the same salt as in RFC 7677.
+fn scram_file() -> String {
+    let Stored::Scram(ann) = Stored::for_scram(b"pencil").unwrap() else { panic!() };
+    format!("ann:{}\nanonymous:{}\n", Stored::Scram(ann), Stored::for_strangers().unwrap())
+}
+
+/// A client's last message, made as RFC 5802 says, independent of what the server stores.
+fn proof(user: &str, password: &[u8], question: &str) -> String {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    use ring::{digest, hmac, pbkdf2};
+    let sign = |key: &[u8], text: &[u8]| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text);
+    let part = |key: &str| question.split(',').find_map(|part| part.strip_prefix(key)).unwrap();
+    let (nonce, salt) = (part("r="), STANDARD.decode(part("s=")).unwrap());
+    let mut salted = [0; 32];
+    let rounds = part("i=").parse().unwrap();
+    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, rounds, &salt, password, &mut salted);
+    let key = sign(&salted, b"Client Key");
+    let stored = digest::digest(&digest::SHA256, key.as_ref());
+    let last = format!("c=biws,r={nonce}");
+    let said = format!("n={user},r=abc,{question},{last}");
+    let signature = sign(stored.as_ref(), said.as_bytes());
+    let proof: Vec<u8> =
+        key.as_ref().iter().zip(signature.as_ref()).map(|(one, other)| one ^ other).collect();
+    format!("{last},p={}", STANDARD.encode(proof))
+}
+
+fn scram(
+    all: &Identities,
+    user: &str,
+    password: &[u8],
+    client_id: &str,
+) -> Result<Identity, Refusal> {
+    let first = format!("n,,n={user},r=abc");
+    let address = Some("198.51.100.7".parse().unwrap());
+    let (exchange, question) = all.begin(first.as_bytes(), address, NOW)?;
+    let question = String::from_utf8(question.to_vec()).unwrap();
+    let last = proof(user, password, &question);
+    let (identity, ours) = all.conclude(exchange, last.as_bytes(), client_id, NOW)?;
+    assert!(ours.starts_with(b"v="));
+    Ok(identity)
+}
+
+#[tokio::test]
+async fn a_name_is_proved_by_scram_and_by_the_password_itself() {
+    let folder = Folder::new();
+    let password_file = folder.write("users", &scram_file());
+    let settings = Settings { password_file, ..Settings::default() };
+    let all = Identities::open(&settings).unwrap();
+    assert!(all.knows_method("SCRAM-SHA-256") && !all.knows_method("SCRAM-SHA-1"));
+    let identity = scram(&all, "ann", b"pencil", "any").unwrap();
+    assert_eq!(identity.principal.as_deref(), Some("ann"));
+    assert_eq!(scram(&all, "ann", b"Pencil", "any").unwrap_err().reason.0, 0x86);
+    assert_eq!(outcome(&all, showing("ann", "pencil", "c"), &ALL).await, Ok("ann".to_owned()));
+    assert_eq!(outcome(&all, showing("ann", "Pencil", "c"), &ALL).await, Err(0x86));
+    assert_eq!(outcome(&all, showing("anonymous", "x", "c"), &ALL).await, Err(0x86));
+    let Holds::Stored(was) = identity.holds else { panic!("{identity:?}") };
+    folder.write("users", &scram_file());
+    all.reload(&settings).unwrap();
+    Arc::clone(&all).password_changed("ann".into(), was).await;
+    let strict = Settings { person_client_id: Binding::MustEqual, ..settings };
+    all.reload(&strict).unwrap();
+    assert_eq!(scram(&all, "ann", b"pencil", "bob").unwrap_err().reason.0, 0x85);
+    assert!(scram(&all, "ann", b"pencil", "ann").is_ok());
+    folder.write("users", &format!("ann:{CHEAP}\n"));
+    all.reload(&strict).unwrap();
+    assert!(!all.knows_method("SCRAM-SHA-256"), "nobody has a verifier");
+}
+
+#[tokio::test]
+async fn who_has_no_verifier_is_asked_alike_also_after_a_restart_and_refused_alike() {
+    let folder = Folder::new();
+    let (_, device) = Stored::for_new_device().unwrap();
+    let text = scram_file() + &format!("gw:{device}\nbob:{CHEAP}\n");
+    let password_file = folder.write("users", &text);
+    let settings = Settings { password_file, ..Settings::default() };
+    let (all, restarted) =
+        (Identities::open(&settings).unwrap(), Identities::open(&settings).unwrap());
+    let asked = |all: &Identities, user: &str| {
+        let first = format!("n,,n={user},r=abc");
+        let question = all.begin(first.as_bytes(), None, NOW).unwrap().1;
+        let question = String::from_utf8(question.to_vec()).unwrap();
+        let (nonce, rest) = question.split_once(',').unwrap();
+        (nonce.to_owned(), rest.to_owned())
+    };
+    let mut refusals = Vec::new();
+    for user in ["ann", "gw", "bob", "nobody"] {
+        let (first, second) = (asked(&all, user), asked(&restarted, user));
+        assert_eq!(first.1, second.1, "{user}");
+        assert_ne!(first.0, second.0, "{user}");
+        assert!(first.1.ends_with("==,i=8192"), "{first:?}");
+        assert_eq!(first.1.len(), asked(&all, "ann").1.len());
+        refusals.push(scram(&all, user, b"password", "c").unwrap_err());
+    }
+    assert!(refusals.windows(2).all(|pair| pair[0] == pair[1]), "{refusals:?}");
+}
+
+#[tokio::test]
+async fn guessing_by_scram_is_slowed_and_blocked_however_many_begin_at_once() {
+    let folder = Folder::new();
+    let password_file = folder.write("users", &scram_file());
+    let all = Identities::open(&Settings { password_file, ..Settings::default() }).unwrap();
+    let first = b"n,,n=ann,r=abc";
+    let begun: Vec<_> = (0..12).map(|_| all.begin(first, None, NOW).unwrap().0).collect();
+    let mut outcomes = Vec::new();
+    for exchange in begun {
+        outcomes.push(all.conclude(exchange, b"c=biws,r=abc,p=", "c", NOW).unwrap_err());
+    }
+    assert_eq!(outcomes[9].delay, Duration::from_secs(5));
+    assert!(outcomes[10..].iter().all(|one| one.reason == Reason::CONNECTION_RATE_EXCEEDED));
+    assert!(all.begin(first, None, NOW).is_err());
+    assert_eq!(all.counters.wrong.load(Ordering::Relaxed), 10);
+    let refusal = all.begin(b"nonsense", None, NOW).unwrap_err();
+    assert_eq!((refusal.reason.0, refusal.delay.is_zero()), (0x86, false));
+}

@@ -25,8 +25,8 @@ crate::settings! {
         pub client_crl: String = String::new(),
         /// TLS 1.2 besides 1.3.
         pub tls12: bool = false,
-        /// How clients prove who they are: certificate, token, password, anonymous. Empty: all that is configured, anonymous
-        /// if nothing is.
+        /// How clients prove who they are: certificate, token, password, scram (SCRAM-SHA-256 by enhanced authentication of
+        /// MQTT 5), anonymous. Empty: all that is configured, anonymous if nothing is.
         pub methods: Vec<Method> = Vec::new(),
         /// WebSocket: pages that may connect beside those of the same host, as https://host:port; * = all.
         pub origins: Vec<String> = Vec::new(),
@@ -131,10 +131,10 @@ pub(super) fn methods(settings: &Settings, identities: &Identities) -> Result<Ve
     let possible = |method: Method| match method {
         Method::Certificate => certificate,
         Method::Anonymous => true,
-        Method::Token | Method::Password => identities.offers(method),
+        Method::Token | Method::Password | Method::Scram => identities.offers(method),
     };
     if settings.methods.is_empty() {
-        let proofs = [Method::Certificate, Method::Token, Method::Password];
+        let proofs = [Method::Certificate, Method::Token, Method::Password, Method::Scram];
         let proofs: Vec<Method> = proofs.into_iter().filter(|method| possible(*method)).collect();
         return Ok(if proofs.is_empty() { vec![Method::Anonymous] } else { proofs });
     }
@@ -142,7 +142,7 @@ pub(super) fn methods(settings: &Settings, identities: &Identities) -> Result<Ve
         let missing = match method {
             Method::Certificate => "`client_ca` of this listener",
             Method::Token => "`auth.token_key_files` or `auth.token_secret_files`",
-            Method::Password => "`auth.password_file`",
+            Method::Password | Method::Scram => "`auth.password_file`",
             Method::Anonymous => "",
         };
         if !possible(*method) {

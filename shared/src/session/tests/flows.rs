@@ -47,7 +47,7 @@ fn what_is_acknowledged_waits_for_what_is_stored() {
     let mut w = world();
     for (connect, wait) in [(v5_kept("kept"), true), (v5("clean"), false)] {
         let mut out = Decision::default();
-        let peer = Peer { principal: None, address: None };
+        let peer = Peer { principal: None, address: None, proof: None };
         let connect =
             Event::Connect { connection: ConnectionId(99), connect: Box::new(connect), peer };
         w.state.decide(connect, w.now, &mut out);

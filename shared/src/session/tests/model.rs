@@ -213,7 +213,7 @@ impl Model {
         client.connection = Some(connection);
         client.receive_maximum = receive_maximum;
         let connect = Connect { receive_maximum: Some(receive_maximum), ..v5_kept(&client.name) };
-        let peer = Peer { principal: None, address: None };
+        let peer = Peer { principal: None, address: None, proof: None };
         self.decide(Event::Connect { connection, connect: Box::new(connect), peer });
     }
 

@@ -151,7 +151,7 @@ impl World {
     pub(super) fn connect_as(&mut self, connect: Connect, principal: Option<&str>) -> Client {
         let connection = ConnectionId(self.next_connection);
         self.next_connection += 1;
-        let peer = Peer { principal: principal.map(Into::into), address: None };
+        let peer = Peer { principal: principal.map(Into::into), address: None, proof: None };
         self.event(Event::Connect { connection, connect: Box::new(connect), peer });
         connection
     }
