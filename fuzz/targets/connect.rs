@@ -1,0 +1,4 @@
+//! CONNECT, CONNACK and AUTH. What must hold stands in `tributary_fuzz::codec`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| tributary_fuzz::codec::family(data, &[1, 2, 15]));
