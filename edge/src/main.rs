@@ -14,14 +14,13 @@ use tributary_edge::{
         Failed, check,
         passwd::{self, Change},
         publish::Pub,
+        serve::Serve,
+        status::Status,
         sub::Sub,
     },
     config::Config,
 };
-use tributary_shared::{
-    config::{ConfigError, Loader},
-    telemetry,
-};
+use tributary_shared::telemetry;
 
 /// An MQTT 3.1.1 and 5 broker for gateways. It acknowledges a message when it is on disk, serves local subscribers with
 /// or without an uplink, and brings every acknowledged message to tributary-cloud exactly once.
@@ -55,6 +54,13 @@ enum Command {
     ///
     /// Example: tributary-edge passwd --file /etc/tributary/users --device gw-7
     Passwd(Passwd),
+    /// Show what a running edge does, live.
+    ///
+    /// Connections, rates, queues, what waits for the cloud and how long that will take, disk, problems. Reads the edge's
+    /// admin port.
+    ///
+    /// Example: tributary-edge status --admin 127.0.0.1:8081
+    Status(Status),
     /// Print messages as they come, with mosquitto_sub's flags.
     Sub(Sub),
     /// Publish messages, with mosquitto_pub's flags.
@@ -91,62 +97,12 @@ impl Passwd {
     }
 }
 
-/// Flags override environment variables (TRIBUTARY_SECTION__KEY), which override the settings file, which overrides the
-/// defaults.
-#[derive(Args, Clone)]
-struct Serve {
-    /// Settings file; config/edge.toml documents every key. An unknown key is an error.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Folder for everything that is kept: one SQLite file, made if missing [default: /var/lib/tributary-edge].
-    #[arg(long, value_name = "DIR")]
-    data: Option<String>,
-    /// Name of this edge, unique at its cloud.
-    #[arg(long, value_name = "NAME")]
-    id: Option<String>,
-    /// Address for MQTT clients; port 0 picks a free one [default: 127.0.0.1:1883].
-    #[arg(long, value_name = "HOST:PORT")]
-    mqtt: Option<String>,
-    /// The cloud, as mqtt://host:port. Without it the edge works alone and keeps nothing to send.
-    #[arg(long, value_name = "URL")]
-    cloud: Option<String>,
-    /// Address for HTTP: /health, /metrics, /status [default: 127.0.0.1:8081].
-    #[arg(long, value_name = "HOST:PORT")]
-    admin: Option<String>,
-    /// Any setting by its key, as `store.commit_window_ms=20`; may be repeated.
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
-}
-
-impl Serve {
-    fn config(&self) -> Result<Config, ConfigError> {
-        let mut loader = Loader::new();
-        if let Some(path) = &self.config {
-            loader = loader.file(path)?;
-        }
-        loader = loader
-            .environment()?
-            .flag("--data", "data", self.data.as_ref())?
-            .flag("--id", "id", self.id.as_ref())?
-            .flag("--mqtt", "listen.mqtt", self.mqtt.as_ref())?
-            .flag("--cloud", "uplink.cloud", self.cloud.as_ref())?
-            .flag("--admin", "listen.admin", self.admin.as_ref())?;
-        for pair in &self.set {
-            let (key, value) = pair.split_once('=').ok_or_else(|| ConfigError::Key {
-                name: format!("--set {pair}"),
-                message: "expected KEY=VALUE".to_owned(),
-            })?;
-            loader = loader.flag(&format!("--set {key}"), key, Some(value))?;
-        }
-        loader.load()
-    }
-}
-
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Serve(serve) => run(&serve),
         Command::Check(serve) => check(&serve),
         Command::Passwd(passwd) => passwd.run(),
+        Command::Status(status) => client(status.run()),
         Command::Sub(sub) => client(sub.run()),
         Command::Pub(publish) => client(publish.run()),
     };

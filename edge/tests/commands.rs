@@ -74,7 +74,8 @@ fn a_kept_session_gives_every_line_once_and_in_order() {
     let port = edge.mqtt.port().to_string();
     let reader = ["sub", "-p", &port, "-i", "keeper", "-c", "-t", "q/#", "-q", "2"];
     ends(27, &[&reader[..], &["-W", "1"]].concat(), "");
-    let lines: String = (0..500).map(|at| format!("{at}\n")).collect();
+    let numbers: Vec<String> = (0..500).map(|at| at.to_string()).collect();
+    let lines = numbers.join("\n") + "\n";
     ends(0, &["pub", "-p", &port, "-t", "q/1", "-q", "2", "-l"], &lines);
     assert_eq!(ends(0, &[&reader[..], &["-C", "500"]].concat(), ""), lines);
 }
@@ -149,4 +150,33 @@ fn sub_and_pub_speak_tls_with_certificates_and_unix_sockets() {
     let wrong = ["-h", "localhost", "-p", &port, "--cafile", &device_cert];
     let said = ends(1, &[&["pub"], &wrong[..], &what].concat(), "");
     assert!(said.contains("certificate"), "{said}");
+}
+
+#[test]
+fn status_shows_numbers_lanes_and_what_was_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let edge = Edge::start(folder.path(), &["--cloud", "mqtt://127.0.0.1:9"]);
+    let (port, admin) = (edge.mqtt.port().to_string(), edge.admin.to_string());
+    ends(0, &["pub", "-p", &port, "-t", "t", "-q", "1", "-m", "x"], "");
+    while !edge.get("/status").contains("no connection to the cloud") {}
+    let text = ends(0, &["status", "--once", "--admin", &admin], "");
+    for part in [
+        "gw1  tributary-edge ",
+        "serves, with notes",
+        "since start  1 in, 0 out, 0 dropped",
+        "NOT CONNECTED",
+        "lane normal: not connected to the cloud",
+        "no connection to the cloud",
+    ] {
+        assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+    assert!(!text.contains('\x1b'), "no terminal, no control");
+    let json = ends(0, &["status", "--json", "--admin", &admin], "");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["received"], &json["lanes"][0]["buffered"]), (&1.into(), &1.into()));
+    let mqtt = edge.mqtt.to_string();
+    for (address, words) in [("127.0.0.1:1", "no edge at"), (&mqtt, "no edge")] {
+        let said = ends(1, &["status", "--once", "--admin", address], "");
+        assert!(said.contains(words), "{said}");
+    }
 }

@@ -3,7 +3,9 @@
 //! To stderr, since stdout belongs to what a program answers. Panics are logged like everything else.
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+use crate::recent;
 
 crate::settings! {
     /// Log lines, on stderr.
@@ -46,8 +48,8 @@ pub fn init(settings: &Settings) -> Result<(), TelemetryError> {
     let filter = filter(&settings.level)?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match settings.format {
-        Format::Text => lines.with_ansi(false).try_init(),
-        Format::Json => lines.json().flatten_event(true).try_init(),
+        Format::Text => lines.with_ansi(false).finish().with(recent::Layer).try_init(),
+        Format::Json => lines.json().flatten_event(true).finish().with(recent::Layer).try_init(),
     }
     .map_err(|_| TelemetryError::Twice)?;
     std::panic::set_hook(Box::new(|panic| {

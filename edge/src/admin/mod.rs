@@ -7,6 +7,7 @@
 //! In: the numbers of [`Status`]. Change here: which pages there are. Not here: what the numbers mean (`status`).
 
 pub(crate) mod metrics;
+mod reading;
 
 use std::{
     path::Path,
@@ -21,9 +22,11 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tributary_shared::{clock, connection::Context, net::Gate};
+
+pub use reading::{Lane, Reading};
 
 use crate::{
     access::Access,
@@ -133,37 +136,8 @@ async fn metrics_page(State(shown): State<Shown>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
-async fn status_page(State(shown): State<Shown>) -> Json<Value> {
-    let status = &shown.status;
-    let lanes = status.lanes();
-    let total = |number: fn(&LaneStatus) -> u64| lanes.iter().map(|lane| number(lane)).sum::<u64>();
-    Json(json!({
-        "id": &*shown.id,
-        "uptime_s": shown.started.elapsed().as_secs(),
-        "connections": status.connections.get(),
-        "received": status.messages_in.get(),
-        "acked": status.messages_acked.get(),
-        "buffered": total(|lane| lane.messages.get()),
-        "buffered_bytes": total(|lane| lane.bytes.get()),
-        "synced": total(|lane| lane.synced.get()),
-        "given_up": total(|lane| lane.given_up.get()),
-        "connected": !lanes.is_empty() && lanes.iter().all(|lane| lane.connected.load(Relaxed)),
-        "lanes": lanes.iter().map(|lane| lane_json(lane)).collect::<Vec<_>>(),
-    }))
-}
-
-fn lane_json(lane: &LaneStatus) -> Value {
-    json!({
-        "name": lane.name,
-        "buffered": lane.messages.get(),
-        "batches": lane.batches.get(),
-        "bytes": lane.bytes.get(),
-        "oldest_s": age_s(lane),
-        "synced": lane.synced.get(),
-        "given_up": lane.given_up.get(),
-        "connected": lane.connected.load(Relaxed),
-        "full": lane.full.load(Relaxed),
-    })
+async fn status_page(State(shown): State<Shown>) -> Json<Reading> {
+    Json(Reading::take(&shown))
 }
 
 /// Seconds since the oldest waiting batch was made.

@@ -1,15 +1,20 @@
 //! The sub-commands that an operator reaches for, beside `serve`.
 //!
 //! ```text
-//! check passwd     settings in plain words; the password file      sub pub   an MQTT client for a quick look
+//! check passwd    settings in plain words; the password file
+//! status          what a running edge does
+//! sub pub         an MQTT client for a quick look
 //! ```
 //! Each file holds one command with its arguments. Exit codes: 0 done, 1 it could not be done, 2 wrong arguments, 3 a broker said
 //! no, 27 the time was over (as mosquitto's clients). Change here: what commands have in common. Not here: starting (`main`).
 
 pub mod check;
 mod client;
+mod http;
 pub mod passwd;
 pub mod publish;
+pub mod serve;
+pub mod status;
 pub mod sub;
 
 use std::{fmt::Display, io::Write as _};

@@ -1,0 +1,138 @@
+//! One reading of the edge's numbers, as `/status` gives it and `tributary-edge status` and the page read it.
+//!
+//! Counters are since the start; who wants rates takes two readings. Change here: what people are shown. Not here: the
+//! numbers (`status`), machines' metrics (`metrics`).
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use serde::{Deserialize, Serialize};
+use tributary_shared::recent::{self, Problem};
+
+use super::{Shown, age_s, metrics::resident_bytes};
+use crate::status::LaneStatus;
+
+/// The edge now.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Reading {
+    /// Name of the edge.
+    pub id: String,
+    pub version: String,
+    pub uptime_s: u64,
+    /// It serves.
+    pub ready: bool,
+    pub connections: u64,
+    pub sessions: u64,
+    pub subscriptions: u64,
+    pub retained: u64,
+    /// PUBLISH packets from clients.
+    pub received: u64,
+    /// Of these, acknowledged: on disk.
+    pub acked: u64,
+    /// Messages to clients.
+    pub sent: u64,
+    pub dropped: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    /// Messages that wait for clients.
+    pub queued: u64,
+    pub queued_bytes: u64,
+    /// Messages that wait for the cloud, in all lanes.
+    pub buffered: u64,
+    pub buffered_bytes: u64,
+    pub synced: u64,
+    pub given_up: u64,
+    /// All lanes are connected to the cloud.
+    pub connected: bool,
+    pub db_bytes: u64,
+    /// On the disk with the data folder.
+    pub disk_free_bytes: Option<u64>,
+    pub memory_bytes: u64,
+    pub commits: u64,
+    /// Sum of their times.
+    pub commit_us: u64,
+    pub lanes: Vec<Lane>,
+    /// What is not well now.
+    pub notes: Vec<String>,
+    /// What was warned of, the latest first.
+    pub problems: Vec<Problem>,
+}
+
+/// A lane now.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Lane {
+    pub name: String,
+    pub buffered: u64,
+    pub batches: u64,
+    pub bytes: u64,
+    /// Seconds that the oldest message has waited.
+    pub oldest_s: u64,
+    pub synced: u64,
+    pub given_up: u64,
+    pub connected: bool,
+    /// Publishers are refused.
+    pub full: bool,
+}
+
+impl Reading {
+    pub(super) fn take(shown: &Shown) -> Self {
+        let status = &shown.status;
+        let lanes: Vec<Lane> = status.lanes().iter().map(|lane| Lane::take(lane)).collect();
+        let total = |number: fn(&Lane) -> u64| lanes.iter().map(number).sum();
+        let (unfit, notes) = shown.complaints();
+        let open = shown.open();
+        let wire = |number: fn(&tributary_shared::connection::Counters) -> &AtomicU64| {
+            open.as_ref().map_or(0, |(context, _)| number(&context.counters).load(Relaxed))
+        };
+        Self {
+            id: shown.id.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_s: shown.started.elapsed().as_secs(),
+            ready: unfit.is_empty(),
+            connections: status.connections.get(),
+            sessions: status.core.sessions.get(),
+            subscriptions: status.core.subscriptions.get(),
+            retained: status.core.retained.get(),
+            received: status.messages_in.get(),
+            acked: status.messages_acked.get(),
+            sent: status.messages_out.get(),
+            dropped: status.drops().values().sum(),
+            bytes_in: wire(|counters| &counters.bytes_in),
+            bytes_out: wire(|counters| &counters.bytes_out),
+            queued: status.core.queued.get(),
+            queued_bytes: status.core.queued_bytes.get(),
+            buffered: total(|lane| lane.buffered),
+            buffered_bytes: total(|lane| lane.bytes),
+            synced: total(|lane| lane.synced),
+            given_up: total(|lane| lane.given_up),
+            connected: !lanes.is_empty() && lanes.iter().all(|lane| lane.connected),
+            db_bytes: status.db_bytes.get(),
+            disk_free_bytes: shown.disk_free(),
+            memory_bytes: resident_bytes(),
+            commits: status.commits.get(),
+            commit_us: status.commit_us.get(),
+            lanes,
+            notes: unfit.into_iter().chain(notes).collect(),
+            problems: recent::problems(),
+        }
+    }
+}
+
+impl Lane {
+    fn take(lane: &LaneStatus) -> Self {
+        Self {
+            name: lane.name.clone(),
+            buffered: lane.messages.get(),
+            batches: lane.batches.get(),
+            bytes: lane.bytes.get(),
+            oldest_s: age_s(lane),
+            synced: lane.synced.get(),
+            given_up: lane.given_up.get(),
+            connected: lane.connected.load(Relaxed),
+            full: lane.full.load(Relaxed),
+        }
+    }
+}
