@@ -6,8 +6,10 @@
 //! [`handshake`] gives an [`Opened`], [`run`] serves it to its end. An idle connection holds no buffers.
 //! Change here: buffering, batching, what happens to a slow reader. Not here: what packets mean (`session`), accepting (`net`).
 
+mod aliases;
 mod handshake;
 pub mod outbox;
+mod quota;
 mod reading;
 mod run;
 #[cfg(test)]
@@ -39,6 +41,8 @@ crate::settings! {
         pub outbox_bytes: usize = 4 * 1024 * 1024,
         /// Answers a client may leave unread; then its requests are not read either.
         pub outbox_answers: usize = 10_000,
+        /// Topic aliases used toward a client that takes them; 0 = none.
+        pub topic_aliases: u16 = 16 => 0..=64,
         /// A client that takes no byte for so long while something waits for it is disconnected, milliseconds.
         pub write_stall_ms: u64 = 30_000,
     }

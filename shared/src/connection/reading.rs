@@ -122,7 +122,11 @@ impl<R: AsyncRead + Unpin> Reading<R> {
         let mut packets = Vec::new();
         let mut end = None;
         while packets.len() < BATCH && end.is_none() {
-            match self.reader.read(&mut self.buffer) {
+            let read = self.reader.read(&mut self.buffer);
+            let counted = read.and_then(|packet| {
+                packet.as_ref().map_or(Ok(()), |packet| link.quota.read(packet)).map(|()| packet)
+            });
+            match counted {
                 Ok(Some(packet)) => {
                     match &packet {
                         Packet::Disconnect(_) => end = Some(End::Gone),

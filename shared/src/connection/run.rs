@@ -15,6 +15,7 @@ use tokio::{
 use super::{
     Context, Incoming, Opened, Outbox, Until,
     handshake::say_goodbye,
+    quota::Quota,
     reading::Reading,
     writing::{Takes, writing},
 };
@@ -73,6 +74,8 @@ pub(super) struct Link<'a> {
     pub(super) context: &'a Context,
     pub(super) outbox: Outbox,
     pub(super) takes: Takes,
+    /// What the client has no answer to yet.
+    pub(super) quota: Quota,
     /// CONNACK with success was sent.
     pub(super) accepted: AtomicBool,
     /// Seconds, 0 = off: what CONNECT asked for, or CONNACK told.
@@ -97,6 +100,7 @@ where
         context,
         outbox: Outbox::new(connection, &context.settings),
         takes: Takes::of(&connect),
+        quota: Quota::new(connect.version),
         accepted: AtomicBool::new(false),
         keep_alive_s: AtomicU16::new(connect.keep_alive),
     };

@@ -16,12 +16,12 @@ use tokio::{
     time::timeout,
 };
 
-use super::{End, Incoming, count, run::Link};
+use super::{End, Incoming, aliases::Aliases, count, run::Link};
 use crate::{
     mqtt::{
         Packet, PacketId, Qos, Reason, Version,
         packet::Ack,
-        write::{self, Head, Output, PROTOCOL_MAXIMUM},
+        write::{self, Alias, Head, Output, PROTOCOL_MAXIMUM},
     },
     session::{Delivery, Outgoing},
 };
@@ -39,19 +39,26 @@ thread_local! {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Takes {
     pub(super) version: Version,
-    /// Bytes of a packet.
-    pub(super) maximum: usize,
+    /// Bytes of a packet; the protocol has no larger ones.
+    maximum: u32,
     /// Reason strings and user properties on every answer (MQTT-3.1.2-29).
     pub(super) problem_information: bool,
+    /// Topic aliases.
+    pub(super) aliases: u16,
 }
 
 impl Takes {
     pub(super) fn of(connect: &crate::mqtt::packet::Connect) -> Self {
         Self {
             version: connect.version,
-            maximum: connect.maximum_packet_size.map_or(PROTOCOL_MAXIMUM, |bytes| bytes as usize),
+            maximum: connect.maximum_packet_size.unwrap_or(PROTOCOL_MAXIMUM as u32),
             problem_information: connect.request_problem_information,
+            aliases: connect.topic_alias_maximum,
         }
+    }
+
+    fn maximum(self) -> usize {
+        self.maximum as usize
     }
 }
 
@@ -61,12 +68,14 @@ where
     W: AsyncWrite + Unpin,
 {
     let mut batch = VecDeque::new();
+    let mut aliases = Aliases::new(link.takes.aliases, link.context.settings.topic_aliases);
     loop {
         if !poll_fn(|task| link.outbox.poll_take(task, &mut batch)).await {
             return End::Closed;
         }
         while !batch.is_empty() {
-            let written = poll_fn(|task| Poll::Ready(write_some(half, &mut batch, link, task)));
+            let written =
+                poll_fn(|task| Poll::Ready(write_some(half, &mut batch, &mut aliases, link, task)));
             if let Some(rest) = written.await
                 && let Err(end) = Box::pin(write_slowly(half, rest, link)).await
             {
@@ -87,6 +96,7 @@ struct Rest {
 fn write_some<W>(
     half: &mut W,
     batch: &mut VecDeque<Outgoing>,
+    aliases: &mut Option<Box<Aliases>>,
     link: &Link<'_>,
     task: &mut Task<'_>,
 ) -> Option<Box<Rest>>
@@ -94,7 +104,7 @@ where
     W: AsyncWrite + Unpin,
 {
     let mut output = Output::with_buffer(WRITE_BUFFER.take());
-    let undeliverable = encode(batch, &mut output, link);
+    let undeliverable = encode(batch, aliases, &mut output, link);
     output.seal();
     link.context.counters.bytes_out.fetch_add(output.remaining() as u64, Ordering::Relaxed);
     let mut flushed = false;
@@ -153,7 +163,12 @@ fn keep(output: Output) {
 
 /// Encodes from the front of `batch` until a write is full. Returns answers in the client's name to messages that are too
 /// large for it: they count as delivered (MQTT-3.1.2-25).
-fn encode(batch: &mut VecDeque<Outgoing>, output: &mut Output, link: &Link<'_>) -> Vec<Packet> {
+fn encode(
+    batch: &mut VecDeque<Outgoing>,
+    aliases: &mut Option<Box<Aliases>>,
+    output: &mut Output,
+    link: &Link<'_>,
+) -> Vec<Packet> {
     let takes = link.takes;
     let mut undeliverable = Vec::new();
     let mut packets = 0;
@@ -162,7 +177,7 @@ fn encode(batch: &mut VecDeque<Outgoing>, output: &mut Output, link: &Link<'_>) 
     {
         let written = match outgoing {
             Outgoing::Publish(delivery) => {
-                let written = encode_delivery(&delivery, takes, output);
+                let written = encode_delivery(&delivery, takes, aliases, output);
                 if let (false, Some(packet_id)) = (written, delivery.packet_id) {
                     undeliverable.push(give_up(packet_id, delivery.qos));
                 }
@@ -180,7 +195,14 @@ fn encode(batch: &mut VecDeque<Outgoing>, output: &mut Output, link: &Link<'_>) 
     undeliverable
 }
 
-fn encode_delivery(delivery: &Delivery, takes: Takes, output: &mut Output) -> bool {
+fn encode_delivery(
+    delivery: &Delivery,
+    takes: Takes,
+    aliases: &mut Option<Box<Aliases>>,
+    output: &mut Output,
+) -> bool {
+    let topic = &*delivery.message.topic;
+    let alias = aliases.as_mut().map_or(Alias::None, |aliases| aliases.find(topic));
     let head = Head {
         dup: delivery.dup,
         qos: delivery.qos,
@@ -188,8 +210,19 @@ fn encode_delivery(delivery: &Delivery, takes: Takes, output: &mut Output) -> bo
         packet_id: delivery.packet_id,
         subscription_ids: &delivery.subscription_ids,
         expiry_s: delivery.expiry_s,
+        alias,
     };
-    write::publish(&delivery.message, &head, takes.version, takes.maximum, output).is_ok()
+    let mut put = |head| {
+        write::publish(&delivery.message, head, takes.version, takes.maximum(), output).is_ok()
+    };
+    let written = put(&head);
+    let (Alias::New(number), Some(aliases)) = (alias, aliases) else { return written };
+    if written {
+        aliases.introduced(number, topic);
+        return true;
+    }
+    // Three bytes more than without an alias: they may be what is too much (MQTT-3.1.2-24).
+    put(&Head { alias: Alias::None, ..head })
 }
 
 fn give_up(packet_id: PacketId, qos: Qos) -> Packet {
@@ -205,13 +238,15 @@ fn encode_packet(packet: Packet, link: &Link<'_>, output: &mut Output) -> bool {
         if let Some(seconds) = connack.properties.server_keep_alive {
             link.keep_alive_s.store(seconds, Ordering::Release);
         }
+        link.quota.announce(connack.properties.receive_maximum);
         link.accepted.store(true, Ordering::Release);
     }
+    link.quota.written(&packet);
     let always = matches!(packet, Packet::ConnAck(_) | Packet::Disconnect(_) | Packet::Publish(_));
     let packet = if takes.problem_information || always {
         packet
     } else {
         write::without_diagnostics(&packet, true).unwrap_or(packet)
     };
-    write::write_limited(&packet, takes.version, takes.maximum, output.tail()).is_ok()
+    write::write_limited(&packet, takes.version, takes.maximum(), output.tail()).is_ok()
 }

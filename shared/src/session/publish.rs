@@ -19,6 +19,11 @@ use crate::{
     },
 };
 
+/// QoS 2 ids that a session may have received and not released. A connection of version 5 has no more than our Receive
+/// Maximum of its own (`connection` counts); this leaves room for what earlier connections left, and for older versions,
+/// which know no such number.
+const RECEIVED: usize = 1_024;
+
 impl State {
     /// PUBLISH; `refused`: the host does not take it.
     pub(super) fn publish(
@@ -41,7 +46,7 @@ impl State {
                 out.wait = true;
                 return send(out, connection, Packet::PubRec(Ack::new(id, Reason::SUCCESS)));
             }
-            if session.received.len() >= usize::from(self.settings.receive_maximum) {
+            if session.received.len() >= RECEIVED.max(self.settings.receive_maximum.into()) {
                 return self.fault(connection, Reason::RECEIVE_MAXIMUM_EXCEEDED, now, out);
             }
         }

@@ -20,7 +20,8 @@ crate::settings! {
         pub queue_stored_messages: u64 = 100_000,
         /// Bytes of such messages.
         pub queue_stored_bytes: u64 = 64 * 1024 * 1024,
-        /// QoS 2 publications a client may have unreleased, told to it as Receive Maximum.
+        /// QoS 1 and 2 publications that a client of version 5 may have without our final answer, told to it as Receive
+        /// Maximum; with one more its connection ends.
         pub receive_maximum: u16 = 100,
         /// Bytes of the longest packet we take, told to clients. 0: not told.
         pub packet_bytes: u32 = 256 * 1024,

@@ -1,5 +1,7 @@
 //! What is written is read back, in every version, whole and byte by byte.
 
+use std::num::NonZeroU16;
+
 use bytes::{Buf, Bytes, BytesMut};
 use proptest::prelude::*;
 
@@ -10,7 +12,9 @@ use crate::{
         check::Sender,
         packet::{Packet, PacketId, Publish, PublishProperties, Qos, Reason, Version},
         read::Reader,
-        write::{Encoded, Head, Output, PROTOCOL_MAXIMUM, TooLarge, publish, write, write_limited},
+        write::{
+            Alias, Encoded, Head, Output, PROTOCOL_MAXIMUM, TooLarge, publish, write, write_limited,
+        },
     },
 };
 
@@ -65,10 +69,18 @@ proptest! {
     fn a_shared_message_is_the_packet_a_single_one_would_be(
         sent in arbitrary::publish(),
         long in any::<bool>(),
+        alias in prop_oneof![Just(0), 1..=u16::MAX],
+        known in any::<bool>(),
     ) {
         let payload = if long { Bytes::from(vec![7; 5_000]) } else { sent.payload.clone() };
-        let sent = Publish { payload, topic: "t/1".into(), topic_alias: None, ..sent };
+        let number = NonZeroU16::new(alias);
+        let sent = Publish { payload, topic: "t/1".into(), topic_alias: number.map(u16::from), ..sent };
         let message = message_of(&sent);
+        let alias = match (number, known) {
+            (None, _) => Alias::None,
+            (Some(number), false) => Alias::New(number),
+            (Some(number), true) => Alias::Known(number),
+        };
         let head = Head {
             dup: sent.dup,
             qos: sent.qos,
@@ -76,10 +88,15 @@ proptest! {
             packet_id: sent.packet_id,
             subscription_ids: &sent.subscription_ids,
             expiry_s: sent.properties.message_expiry,
+            alias,
         };
         for version in [Version::V311, Version::V5, Version::V5] {
             let mut expected = BytesMut::new();
-            write(&Packet::Publish(sent.clone()), version, &mut expected);
+            let mut packet = sent.clone();
+            if version == Version::V5 && matches!(alias, Alias::Known(_)) {
+                packet.topic = "".into();
+            }
+            write(&Packet::Publish(packet), version, &mut expected);
             let mut output = Output::default();
             publish(&message, &head, version, PROTOCOL_MAXIMUM, &mut output).unwrap();
             output.seal();

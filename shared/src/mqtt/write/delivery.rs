@@ -5,7 +5,7 @@
 //! of version 5 and kept in the message. Before version 5 there is nothing to encode. In: a [`Message`] and what is
 //! particular to one delivery. Out: bytes in an [`Output`].
 
-use std::sync::OnceLock;
+use std::{num::NonZeroU16, sync::OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -36,6 +36,18 @@ impl PartialEq for Encoded {
 
 impl Eq for Encoded {}
 
+/// How a topic is written (3.3.2.3.4).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Alias {
+    /// As it is.
+    #[default]
+    None,
+    /// As it is, with the number that may stand for it from now on.
+    New(NonZeroU16),
+    /// As the number alone.
+    Known(NonZeroU16),
+}
+
 /// What one delivery of a message has of its own.
 #[derive(Debug, Clone, Copy)]
 pub struct Head<'a> {
@@ -51,6 +63,8 @@ pub struct Head<'a> {
     pub subscription_ids: &'a [u32],
     /// Seconds left of the message's life, if it ends.
     pub expiry_s: Option<u32>,
+    /// How the topic is written; none before version 5.
+    pub alias: Alias,
 }
 
 /// Appends a PUBLISH of `message`, unless it is over `maximum` bytes.
@@ -76,6 +90,7 @@ pub fn publish(
     let frame = Frame {
         first: first_byte(head.dup, qos, head.retain),
         topic: &message.topic,
+        alias: if version == Version::V5 { head.alias } else { Alias::None },
         packet_id: head.packet_id,
         own: own.as_slice(),
         shared,
@@ -95,6 +110,7 @@ pub(super) fn first_byte(dup: bool, qos: Qos, retain: bool) -> u8 {
 pub(super) struct Frame<'a> {
     pub(super) first: u8,
     pub(super) topic: &'a str,
+    pub(super) alias: Alias,
     pub(super) packet_id: Option<PacketId>,
     pub(super) own: &'a [u8],
     pub(super) shared: &'a [u8],
@@ -109,8 +125,13 @@ impl Frame<'_> {
         maximum: usize,
         out: &mut BytesMut,
     ) -> Result<(), TooLarge> {
-        let properties = self.own.len() + self.shared.len();
-        let mut remaining = 2 + self.topic.len() + self.payload;
+        let (topic, alias) = match self.alias {
+            Alias::None => (self.topic, None),
+            Alias::New(alias) => (self.topic, Some(alias)),
+            Alias::Known(alias) => ("", Some(alias)),
+        };
+        let properties = alias.map_or(0, |_| 3) + self.own.len() + self.shared.len();
+        let mut remaining = 2 + topic.len() + self.payload;
         if self.packet_id.is_some() {
             remaining += 2;
         }
@@ -125,12 +146,16 @@ impl Frame<'_> {
         out.reserve(size - self.payload + self.payload.min(SHARED_FROM));
         out.put_u8(self.first);
         put_integer(remaining, out);
-        put_text(self.topic, out);
+        put_text(topic, out);
         if let Some(packet_id) = self.packet_id {
             out.put_u16(packet_id.get());
         }
         if version == Version::V5 {
             put_integer(properties, out);
+            if let Some(alias) = alias {
+                out.put_u8(id::TOPIC_ALIAS);
+                out.put_u16(alias.get());
+            }
             out.put_slice(self.own);
             out.put_slice(self.shared);
         }

@@ -17,7 +17,7 @@ use super::{
     },
     property::id,
 };
-pub use delivery::{Encoded, Head, publish};
+pub use delivery::{Alias, Encoded, Head, publish};
 pub use output::Output;
 use primitive::{Properties, put_frame, put_text};
 
@@ -173,6 +173,7 @@ fn write_publish(
     let frame = delivery::Frame {
         first: delivery::first_byte(publish.dup, publish.qos, publish.retain),
         topic: &publish.topic,
+        alias: Alias::None,
         packet_id: publish.packet_id,
         own: own.as_slice(),
         shared: &delivery::encode_shared(&publish.properties),

@@ -87,15 +87,30 @@ fn a_qos_2_message_is_taken_once_until_its_id_is_released_even_over_a_restart() 
     assert_eq!(w.store.log.len(), 2);
 }
 
-// [MQTT-3.3.4-7] [MQTT-3.3.4-9]
+// [MQTT-3.3.4-7]
 #[test]
-fn a_client_that_exceeds_our_receive_maximum_is_disconnected() {
-    let mut w = limited(Settings { receive_maximum: 2, ..Settings::default() });
+fn a_session_keeps_a_bounded_number_of_unreleased_ids() {
+    let mut w = world();
     let client = w.join(v5("c"));
+    for id in 1..=1_025 {
+        w.publish(client, publish("t", "x", Q2, id));
+    }
+    assert_eq!(w.take(client)[1_023..], ["PUBREC 1024", "DISCONNECT 93", "closed 93"]);
+}
+
+/// Our Receive Maximum may have been larger when they were received.
+#[test]
+fn ids_that_an_earlier_connection_left_do_not_count_against_the_next() {
+    let mut w = world();
+    let client = w.join(v5_kept("c"));
     for id in 1..=3 {
         w.publish(client, publish("t", "x", Q2, id));
     }
-    w.expect(client, &["PUBREC 1", "PUBREC 2", "DISCONNECT 93", "closed 93"]);
+    w.settings.receive_maximum = 1;
+    w.restart();
+    let client = w.join(v5_kept("c"));
+    w.publish(client, publish("t", "x", Q2, 4));
+    w.expect(client, &["PUBREC 4"]);
 }
 
 // [MQTT-3.3.4-8] [MQTT-4.9.0-1] [MQTT-4.9.0-2]
