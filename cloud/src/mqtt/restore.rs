@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use tributary_shared::{
     mqtt::PacketId,
-    session::{Restored, RestoredQueue, RestoredSession, SessionId},
+    session::{Restored, RestoredQueue, RestoredSession, SessionId, action::Author},
 };
 
 use super::stored::{
@@ -85,7 +85,7 @@ pub(super) async fn read(log: &Log, home: ShardId, seed: u64) -> Result<Past, Lo
     }
     let mut retained = Vec::new();
     past.each(StateSpace::Retained, &[], |_, value| {
-        retained.push(Arc::new(read_message(value)?));
+        retained.push((Arc::new(read_message(value)?), Author::Host));
         Ok(())
     })
     .await?;

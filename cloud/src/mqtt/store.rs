@@ -43,11 +43,11 @@ impl Stored {
                 let body = Body::Own(Box::new(Message::clone(&message)));
                 self.queue(&message, &queued, &body)?;
             }
-            Change::Retained { topic, message: None } => {
+            Change::Retained { topic, message: None, .. } => {
                 let key = Log::state_key(StateSpace::Retained, &retained_key(&topic));
                 self.writes.push(Write::Delete(key));
             }
-            Change::Retained { topic, message: Some(message) } => {
+            Change::Retained { topic, message: Some(message), .. } => {
                 let key = Log::state_key(StateSpace::Retained, &retained_key(&topic));
                 self.writes.push(Write::Put(key, write_message(&message)?));
             }

@@ -13,7 +13,7 @@ use tributary_shared::{
     message::Message,
     mqtt::Qos,
     record::{Batch, BatchBuilder, BatchError, Compression, Header, Record, batch::Producer, mqtt},
-    session::action::{Change, Queued},
+    session::action::{Author, Change, Queued},
 };
 
 use super::{
@@ -76,7 +76,7 @@ pub(super) struct Group<'a> {
     fresh_local: Vec<u64>,
     /// Batch -> change of its number of references.
     refs: HashMap<u64, i64>,
-    retained: HashMap<ByteString, Option<Arc<Message>>>,
+    retained: HashMap<ByteString, (Option<Arc<Message>>, Author)>,
     /// Lane -> QoS 0 messages that were not kept.
     unkept: HashMap<u16, u64>,
     /// Messages dropped, to be counted once this is durable.
@@ -111,8 +111,8 @@ impl<'a> Group<'a> {
                 let at = self.append(LOCAL, message)?;
                 self.enqueue(queued, at)
             }
-            Change::Retained { topic, message } => {
-                self.retained.insert(topic.clone(), message.clone());
+            Change::Retained { topic, message, author } => {
+                self.retained.insert(topic.clone(), (message.clone(), author.clone()));
                 Ok(())
             }
             Change::SessionSaved(session) => sessions::save(self.db, session),
@@ -151,9 +151,9 @@ impl<'a> Group<'a> {
             self.append_gap(lane, n, "qos0 over budget")?;
             self.dropped.push(("lane_qos0", n));
         }
-        for (topic, message) in std::mem::take(&mut self.retained) {
+        for (topic, (message, author)) in std::mem::take(&mut self.retained) {
             match message {
-                Some(message) => sessions::retain(self.db, &topic, &alone(&message)?)?,
+                Some(message) => sessions::retain(self.db, &topic, &alone(&message)?, &author)?,
                 None => sessions::forget(self.db, &topic)?,
             }
         }

@@ -10,7 +10,11 @@ use super::Error;
 const APPLICATION_ID: i32 = 0x5452_4942;
 
 /// Step `i` leads from version `i` to version `i + 1`.
-const STEPS: &[&str] = &[include_str!("schema.sql")];
+const STEPS: &[&str] = &[
+    include_str!("schema.sql"),
+    // Whose right to publish is asked before a retained message is delivered: NULL = the edge's own, '' = anonymous.
+    "ALTER TABLE retained ADD COLUMN author TEXT",
+];
 
 /// Brings the file to the newest version, one transaction a step.
 pub(super) fn migrate(db: &Connection) -> Result<(), Error> {
@@ -27,4 +31,29 @@ pub(super) fn migrate(db: &Connection) -> Result<(), Error> {
     }
     let application: i32 = db.query_row("PRAGMA application_id", [], |row| row.get(0))?;
     if application == APPLICATION_ID { Ok(()) } else { Err(Error::Foreign) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_an_older_version_keeps_what_it_has() {
+        let db = Connection::open_in_memory().unwrap();
+        let first = STEPS[0];
+        db.execute_batch(&format!(
+            "BEGIN; {first}; PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version=1; COMMIT;
+             INSERT INTO retained VALUES('t', x'01')"
+        ))
+        .unwrap();
+        for _ in 0..2 {
+            migrate(&db).unwrap();
+            let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+            let row: (String, Vec<u8>, Option<String>) =
+                db.query_row("SELECT * FROM retained", [], read).unwrap();
+            assert_eq!(row, ("t".to_owned(), vec![1], None));
+        }
+        db.execute_batch("PRAGMA user_version=99").unwrap();
+        assert!(matches!(migrate(&db), Err(Error::Newer { found: 99, .. })));
+    }
 }

@@ -20,7 +20,7 @@ const TABLES: [(&str, usize, &str); 7] = [
     ("subscription", 4, "session, filter"),
     ("queue", 7, "session, seq"),
     ("received", 2, "session, packet_id"),
-    ("retained", 2, "topic"),
+    ("retained", 3, "topic"),
     ("quarantine", 8, "id"),
 ];
 
@@ -88,12 +88,14 @@ fn copy_table(
     let places = vec!["?"; columns].join(",");
     let mut insert = to.prepare(&format!("INSERT OR IGNORE INTO {table} VALUES({places})"))?;
     let mut select = old.prepare(&format!("SELECT * FROM {table} ORDER BY {order}"))?;
+    // A file of an older version has fewer; what is new there is NULL.
+    let had = select.column_count();
     let mut rows = select.query([])?;
     to.execute_batch("BEGIN IMMEDIATE")?;
     let mut copy = || -> Result<(), Error> {
         while let Some(row) = rows.next()? {
-            let values =
-                (0..columns).map(|at| row.get::<_, Value>(at)).collect::<Result<Vec<_>, _>>()?;
+            let value = |at| if at < had { row.get(at) } else { Ok(Value::Null) };
+            let values = (0..columns).map(value).collect::<Result<Vec<_>, _>>()?;
             insert.execute(params_from_iter(values))?;
         }
         Ok(())

@@ -3,7 +3,7 @@
 //! In: the core's changes. Out: the same, after a restart. Change here: what of a session survives.
 //! Not here: its queue (`entries`).
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use bytestring::ByteString;
 use rusqlite::Connection;
@@ -16,7 +16,7 @@ use tributary_shared::{
     },
     session::{
         Restored, RestoredSession, SessionId,
-        action::{SavedSession, SavedSubscription},
+        action::{Author, SavedSession, SavedSubscription},
     },
 };
 
@@ -87,8 +87,19 @@ pub(super) fn released(db: &Connection, session: SessionId, id: PacketId) -> Res
 }
 
 /// Stores the retained message of a topic.
-pub(super) fn retain(db: &Connection, topic: &str, body: &[u8]) -> Result<(), Error> {
-    db.prepare_cached("INSERT OR REPLACE INTO retained VALUES(?1,?2)")?.execute((topic, body))?;
+pub(super) fn retain(
+    db: &Connection,
+    topic: &str,
+    body: &[u8],
+    author: &Author,
+) -> Result<(), Error> {
+    let author = match author {
+        Author::Host => None,
+        Author::Anonymous => Some(""), // No name is empty.
+        Author::Principal(name) => Some(&**name),
+    };
+    db.prepare_cached("INSERT OR REPLACE INTO retained(topic, body, author) VALUES(?1,?2,?3)")?
+        .execute((topic, body, author))?;
     Ok(())
 }
 
@@ -175,12 +186,20 @@ fn load_received(db: &Connection) -> Result<Vec<(SessionId, PacketId)>, Error> {
     Ok(rows.into_iter().filter_map(|(s, id)| Some((s, PacketId::new(id)?))).collect())
 }
 
-fn load_retained(db: &Connection) -> Result<Vec<std::sync::Arc<Message>>, Error> {
-    let mut found = db.prepare("SELECT body FROM retained")?;
-    let rows = found.query_map([], |row| row.get::<_, Vec<u8>>(0))?;
+fn load_retained(db: &Connection) -> Result<Vec<(Arc<Message>, Author)>, Error> {
+    let mut found = db.prepare("SELECT body, author FROM retained")?;
+    let rows = found.query_map([], |row| {
+        let author = match row.get::<_, Option<String>>(1)? {
+            None => Author::Host,
+            Some(name) if name.is_empty() => Author::Anonymous,
+            Some(name) => Author::Principal(name.into()),
+        };
+        Ok((row.get::<_, Vec<u8>>(0)?, author))
+    })?;
     let mut out = Vec::new();
-    for body in rows {
-        out.extend(readable("retained message", body?).map(std::sync::Arc::new));
+    for row in rows {
+        let (body, author) = row?;
+        out.extend(readable("retained message", body).map(|message| (Arc::new(message), author)));
     }
     Ok(out)
 }

@@ -14,7 +14,7 @@ use tributary_shared::{
     record::{Batch, mqtt::header},
     session::{
         Queued, SessionId,
-        action::{Change, SavedSession, SavedSubscription},
+        action::{Author, Change, SavedSession, SavedSubscription},
     },
 };
 
@@ -196,16 +196,24 @@ async fn sessions_queues_ids_and_retained_come_back() {
             Change::Inflight(sent.clone()),
             Change::Received { session: SessionId(3), packet_id: id },
             Change::Received { session: SessionId(4), packet_id: id },
-            Change::Retained { topic: "up/r".into(), message: Some(retained.clone()) },
-            Change::Retained { topic: "gone".into(), message: Some(message("gone", "x")) },
-            Change::Retained { topic: "gone".into(), message: None },
+            Change::Retained {
+                topic: "up/r".into(),
+                message: Some(retained.clone()),
+                author: Author::Principal("ann".into()),
+            },
+            Change::Retained {
+                topic: "gone".into(),
+                message: Some(message("gone", "x")),
+                author: Author::Host,
+            },
+            Change::Retained { topic: "gone".into(), message: None, author: Author::Host },
             Change::SessionRemoved(SessionId(4)),
         ])
         .await;
     let copy = crash(dir.path());
     let again = Harness::open(&plan(copy.path()));
     let restored = &again.opened.restored;
-    assert_eq!(restored.retained, [retained]);
+    assert_eq!(restored.retained, [(retained, Author::Principal("ann".into()))]);
     assert_eq!(restored.subscriptions, [subscription]);
     let [only] = &restored.sessions[..] else { panic!("{restored:?}") };
     assert_eq!(only.saved, saved);

@@ -72,6 +72,8 @@ pub enum Change {
         topic: ByteString,
         /// Message.
         message: Option<Arc<Message>>,
+        /// Who answers for it.
+        author: Author,
     },
     /// A session that must survive a restart was made or changed.
     SessionSaved(Box<SavedSession>),
@@ -109,6 +111,18 @@ pub enum Change {
         /// Id.
         packet_id: PacketId,
     },
+}
+
+/// Who answers for a retained message: it is delivered as long as its author may publish it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Author {
+    /// The host: it came from the log, from upstream, or was stored before authors were.
+    #[default]
+    Host,
+    /// A client without a name. Its client id is the message's publisher, as for the next.
+    Anonymous,
+    /// A client of this name.
+    Principal(ByteString),
 }
 
 /// The stored form of a session.

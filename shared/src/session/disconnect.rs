@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::{
     Change, ConnectionId, Decision, Effect, Now, SessionId, State,
+    action::Author,
     client::Session,
     fanout::Given,
     own::may_publish,
@@ -117,7 +118,7 @@ impl State {
             out.changes.push(Change::SessionRemoved(id));
         }
         if let Some(will) = self.will_message(&mut session, now, out) {
-            self.accept(Arc::new(will), now, out);
+            self.accept(Arc::new(will), Author::of(&session), now, out);
         }
     }
 
@@ -126,9 +127,10 @@ impl State {
         let Some(mut session) = self.sessions.remove(&id) else { return };
         session.will_due = None;
         let will = self.will_message(&mut session, now, out);
+        let author = Author::of(&session);
         self.sessions.insert(id, session);
         if let Some(will) = will {
-            self.accept(Arc::new(will), now, out);
+            self.accept(Arc::new(will), author, now, out);
         }
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::{
     Change, Decision, Effect, Fanout, Now, Queued, SessionId, Settings, State,
+    action::Author,
     client::Session,
     deliver::Offer,
     ids::IdMap,
@@ -37,14 +38,20 @@ struct Target {
 
 impl State {
     /// A message that a client or a will publishes.
-    pub(super) fn accept(&mut self, message: Arc<Message>, now: Now, out: &mut Decision) {
+    pub(super) fn accept(
+        &mut self,
+        message: Arc<Message>,
+        author: Author,
+        now: Now,
+        out: &mut Decision,
+    ) {
         if self.fanout == Fanout::FromLog {
             out.changes.push(Change::Message { message, queued: Vec::new(), stored: None });
             return;
         }
         let queued = self.fan_out(&message, now, out);
         out.changes.push(Change::Message { message: message.clone(), queued, stored: None });
-        self.retain(message, out);
+        self.retain(message, author, out);
     }
 
     /// A message that the host brings: from the log, from upstream, its own.
@@ -63,22 +70,22 @@ impl State {
                 None => Change::Enqueued { message, queued },
             });
         }
-        self.retain(message, out);
+        self.retain(message, Author::Host, out);
     }
 
     /// Keeps or clears the retained message of a topic, if this one says so (MQTT-3.3.1-5 to 3.3.1-7).
-    fn retain(&mut self, message: Arc<Message>, out: &mut Decision) {
+    fn retain(&mut self, message: Arc<Message>, author: Author, out: &mut Decision) {
         if !message.retain {
             return;
         }
         let topic = message.topic.clone();
         if message.payload.is_empty() {
             if self.retained.remove(&topic) {
-                out.changes.push(Change::Retained { topic, message: None });
+                out.changes.push(Change::Retained { topic, message: None, author });
             }
         } else if self.retained.fits(&topic, weight(&message), &self.settings) {
-            self.retained.insert(message.clone());
-            out.changes.push(Change::Retained { topic, message: Some(message) });
+            self.retained.insert(message.clone(), author.clone());
+            out.changes.push(Change::Retained { topic, message: Some(message), author });
         } else {
             out.effects.push(Effect::Dropped { session: None, why: "retained_full", count: 1 });
         }

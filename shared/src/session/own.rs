@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use bytestring::ByteString;
 
-use super::{Decision, Now, State};
+use super::{Decision, Now, State, action::Author};
 use crate::{
     auth::{Action, Permissions, Who},
     message::Message,
@@ -46,7 +46,7 @@ impl State {
             });
             // QoS 0 leaves nothing to be queued.
             self.fan_out(&message, now, out);
-            self.retained.insert(message);
+            self.retained.insert(message, Author::Host);
         }
     }
 }

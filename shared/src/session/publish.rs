@@ -7,8 +7,8 @@ use std::sync::Arc;
 use bytestring::ByteString;
 
 use super::{
-    Change, ConnectionId, Decision, Effect, Now, RefusedPublish, State, client::Connection,
-    own::may_publish,
+    Change, ConnectionId, Decision, Effect, Now, RefusedPublish, State, action::Author,
+    client::Connection, own::may_publish,
 };
 use crate::{
     message::Message,
@@ -60,6 +60,7 @@ impl State {
         }
         let Some(session) = self.sessions.get_mut(&owner) else { return };
         let (id, stored, publisher) = (session.id, session.stored, session.client_id.clone());
+        let author = Author::of(session);
         let (qos, packet_id) = (publish.qos, publish.packet_id);
         if let (Qos::ExactlyOnce, Some(packet_id)) = (qos, packet_id) {
             session.received.insert(packet_id);
@@ -67,7 +68,7 @@ impl State {
                 out.changes.push(Change::Received { session: id, packet_id });
             }
         }
-        self.accept(Arc::new(message(publish, publisher, now)), now, out);
+        self.accept(Arc::new(message(publish, publisher, now)), author, now, out);
         match (qos, packet_id) {
             (Qos::AtLeastOnce, Some(id)) => {
                 out.wait = true;

@@ -2,7 +2,9 @@
 //!
 //! A step follows SUBACK, the next ones the tick, and acknowledgements where the queue was full. Not here: finding them (`retained`).
 
-use super::{Change, Decision, Now, SessionId, State, deliver::Offer, retained::Replay};
+use super::{
+    Change, Decision, Now, SessionId, State, action::Author, deliver::Offer, retained::Replay,
+};
 use crate::mqtt::packet::Qos;
 
 /// Messages one step may send, and topics it may look at.
@@ -30,7 +32,8 @@ impl State {
             let Some(session) = self.sessions.get_mut(&id) else { return };
             let Some(mut replay) = session.replays.pop_front() else { return };
             looked += 1;
-            let page = self.retained.page(&replay, STEP - sent, SCAN);
+            let page = self.retained.page(&replay, &self.permissions, STEP - sent, SCAN);
+            self.denied.deliveries += page.denied;
             sent += page.messages.len();
             let mut full = false;
             for message in page.messages {
@@ -40,7 +43,11 @@ impl State {
                 if message.expires_ms.is_some_and(|at| at <= now.wall_ms) {
                     self.retained.remove(&message.topic);
                     let topic = message.topic.clone();
-                    out.changes.push(Change::Retained { topic, message: None });
+                    out.changes.push(Change::Retained {
+                        topic,
+                        message: None,
+                        author: Author::Host,
+                    });
                     continue;
                 }
                 replay.after = Some(message.topic.clone());

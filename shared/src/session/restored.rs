@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Now, State,
-    action::{SavedSession, SavedSubscription},
+    action::{Author, SavedSession, SavedSubscription},
     client::Session,
     disconnect::ends_after,
     own::is_own,
@@ -21,8 +21,8 @@ pub struct Restored {
     pub sessions: Vec<RestoredSession>,
     /// Their subscriptions. One of an unknown session is ignored.
     pub subscriptions: Vec<SavedSubscription>,
-    /// Retained messages.
-    pub retained: Vec<Arc<Message>>,
+    /// Retained messages, and who answers for them.
+    pub retained: Vec<(Arc<Message>, Author)>,
     /// Any number above every session number ever stored; 0 = take it from `sessions`.
     pub next_session: u64,
     /// Random number of this start: makes assigned client ids impossible to guess.
@@ -61,8 +61,10 @@ impl State {
         for saved in restored.subscriptions {
             self.restore_subscription(saved);
         }
-        for message in restored.retained.into_iter().filter(|message| !is_own(&message.topic)) {
-            self.retained.insert(message);
+        for (message, author) in restored.retained {
+            if !is_own(&message.topic) {
+                self.retained.insert(message, author);
+            }
         }
     }
 

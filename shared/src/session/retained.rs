@@ -6,8 +6,19 @@ use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use bytestring::ByteString;
 
-use super::{Settings, own::is_own, queue::weight};
-use crate::{message::Message, mqtt::packet::SubscriptionOptions, topic::filter};
+use super::{
+    Settings,
+    action::Author,
+    client::Session,
+    own::{is_own, may_publish},
+    queue::weight,
+};
+use crate::{
+    auth::{Permissions, Who},
+    message::Message,
+    mqtt::packet::SubscriptionOptions,
+    topic::filter,
+};
 
 /// All retained messages, by topic.
 #[derive(Debug, Default)]
@@ -23,7 +34,28 @@ pub(super) struct Retained {
 #[derive(Debug)]
 struct Kept {
     message: Arc<Message>,
+    author: Author,
     version: u64,
+}
+
+impl Author {
+    pub(super) fn of(session: &Session) -> Self {
+        session.principal.clone().map_or(Self::Anonymous, Self::Principal)
+    }
+}
+
+impl Kept {
+    /// mosquitto CVE-2018-12546: a retained message outlived its publisher's right to publish it. It is held back, not
+    /// deleted: rules are mended sooner than messages are sent again.
+    fn may_be_seen(&self, permissions: &Permissions) -> bool {
+        let principal = match &self.author {
+            Author::Host => return true,
+            Author::Anonymous => None,
+            Author::Principal(name) => Some(&**name),
+        };
+        let client_id = self.message.publisher.as_deref().unwrap_or("");
+        may_publish(permissions, Who { principal, client_id }, &self.message.topic)
+    }
 }
 
 /// Retained messages that one new subscription still gets.
@@ -45,6 +77,18 @@ pub(super) struct Page {
     pub(super) messages: Vec<Arc<Message>>,
     /// Last topic looked at; `None`: that was all.
     pub(super) after: Option<ByteString>,
+    /// Held back: their authors may not publish them any more.
+    pub(super) denied: u64,
+}
+
+impl Page {
+    fn take(&mut self, kept: &Kept, permissions: &Permissions) {
+        if kept.may_be_seen(permissions) {
+            self.messages.push(kept.message.clone());
+        } else {
+            self.denied += 1;
+        }
+    }
 }
 
 impl Retained {
@@ -83,7 +127,7 @@ impl Retained {
             && self.bytes - old.unwrap_or(0) + bytes <= limits.retained_bytes
     }
 
-    pub(super) fn insert(&mut self, message: Arc<Message>) {
+    pub(super) fn insert(&mut self, message: Arc<Message>, author: Author) {
         self.remove(&message.topic);
         self.version += 1;
         if is_own(&message.topic) {
@@ -92,7 +136,7 @@ impl Retained {
             self.bytes += weight(&message);
         }
         self.expiring += usize::from(message.expires_ms.is_some());
-        self.topics.insert(message.topic.clone(), Kept { message, version: self.version });
+        self.topics.insert(message.topic.clone(), Kept { message, author, version: self.version });
     }
 
     /// Says whether there was one.
@@ -108,12 +152,20 @@ impl Retained {
     }
 
     /// The next messages of a replay: looks at no more than `scan` topics, finds no more than `max`.
-    pub(super) fn page(&self, replay: &Replay, max: usize, scan: usize) -> Page {
-        let mut page = Page { messages: Vec::new(), after: None };
+    pub(super) fn page(
+        &self,
+        replay: &Replay,
+        permissions: &Permissions,
+        max: usize,
+        scan: usize,
+    ) -> Page {
+        let mut page = Page { messages: Vec::new(), after: None, denied: 0 };
         let pattern: &str = &replay.pattern;
         let Some(wildcard) = pattern.find(['+', '#']) else {
             let kept = self.topics.get(pattern).filter(|kept| kept.version <= replay.version);
-            page.messages.extend(kept.map(|kept| kept.message.clone()));
+            if let Some(kept) = kept {
+                page.take(kept, permissions);
+            }
             return page;
         };
         let prefix = pattern.get(..wildcard).unwrap_or("").trim_end_matches('/');
@@ -133,7 +185,7 @@ impl Retained {
             }
             page.after = Some(topic.clone());
             if kept.version <= replay.version && filter::matches(pattern, topic) {
-                page.messages.push(kept.message.clone());
+                page.take(kept, permissions);
             }
         }
         page.after = None;

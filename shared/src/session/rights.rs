@@ -25,7 +25,7 @@ pub struct Denied {
     pub subscriptions: u64,
     /// Subscriptions that a change of the rules ended.
     pub revoked: u64,
-    /// Queued messages that their reader may no longer have.
+    /// Queued messages that their reader may no longer have, retained ones that their publisher may no longer publish.
     pub deliveries: u64,
     /// Wills when they were due.
     pub wills: u64,

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use bytestring::ByteString;
 
-use super::{Change, ConnectionId, Decision, Now, SessionId, State};
+use super::{Change, ConnectionId, Decision, Now, SessionId, State, action::Author};
 use crate::mqtt::packet::Reason;
 
 /// Timers, sessions to save and replays that one tick handles.
@@ -140,7 +140,7 @@ impl State {
         let (topics, after) = self.retained.expired(after.as_ref(), SWEEP, now.wall_ms);
         for topic in topics {
             self.retained.remove(&topic);
-            out.changes.push(Change::Retained { topic, message: None });
+            out.changes.push(Change::Retained { topic, message: None, author: Author::Host });
         }
         self.timers.swept = after;
         self.timers.sweep = None;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::world::*;
 use crate::{
     auth::{Action, Who},
-    mqtt::packet::{Ack, Connect, Packet, Qos},
+    mqtt::packet::{Ack, Connect, Packet, Publish, Qos, Will},
     session::{Denied, Fanout, RefusedPublish, Settings},
 };
 
@@ -374,4 +374,42 @@ fn whatever_happens_nobody_gets_what_the_rules_of_the_moment_forbid() {
         }
     }
     assert!(delivered > 3_000, "{delivered} deliveries prove nothing");
+}
+
+/// mosquitto CVE-2018-12546: what was retained stayed to be had when its publisher had lost the right to publish it.
+#[test]
+fn a_retained_message_is_held_back_as_long_as_its_publisher_may_not_publish_it() {
+    let mut w = world();
+    let all = ["* all #", "anonymous all #"];
+    w.rules(&all);
+    let keep = |topic: &str| Publish { retain: true, ..publish(topic, topic, Q1, 1) };
+    let ann = join_as(&mut w, v5("ann"), "ann");
+    let with_will =
+        Connect { will: Some(Will { retain: true, ..will("t/will", 0) }), ..v5("mallory") };
+    let mallory = join_as(&mut w, with_will, "mallory");
+    let nobody = w.join(v5("nobody"));
+    w.publish(ann, keep("t/ann"));
+    w.publish(mallory, keep("t/mallory"));
+    w.publish(mallory, keep("t/both"));
+    w.publish(nobody, keep("t/nobody"));
+    w.cut(mallory);
+    w.rules(&["mallory !pub #", "* all #", "anonymous sub #"]);
+    w.take(ann);
+    let seen = |w: &mut World, filter: &str| {
+        let reader = join_as(w, v5("reader"), "reader");
+        w.subscribe(reader, filter, Q0);
+        let seen = w.take(reader);
+        seen.iter()
+            .filter_map(|line| Some(line.strip_prefix("t/")?.split(' ').next()?.to_owned()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(seen(&mut w, "t/#"), ["ann"]);
+    assert!(seen(&mut w, "t/mallory").is_empty(), "by its very topic");
+    w.publish(ann, keep("t/both"));
+    assert_eq!(seen(&mut w, "t/#"), ["ann", "both"], "another answers for it now");
+    w.restart();
+    assert_eq!(seen(&mut w, "t/#"), ["ann", "both"]);
+    assert_eq!(w.state.stats().retained, 5, "nothing is deleted");
+    w.rules(&all);
+    assert_eq!(seen(&mut w, "t/#"), ["ann", "both", "mallory", "nobody", "will"]);
 }

@@ -12,7 +12,7 @@ use crate::{
     mqtt::PacketId,
     session::{
         Change, Queued, Restored, RestoredQueue, RestoredSession, SessionId,
-        action::{SavedSession, SavedSubscription},
+        action::{Author, SavedSession, SavedSubscription},
         event::LoadedEntry,
     },
 };
@@ -22,7 +22,7 @@ pub(super) struct Store {
     pub(super) sessions: BTreeMap<SessionId, SavedSession>,
     pub(super) subscriptions: BTreeMap<(SessionId, ByteString), SavedSubscription>,
     pub(super) queue: BTreeMap<(SessionId, u64), (Queued, Arc<Message>)>,
-    pub(super) retained: BTreeMap<ByteString, Arc<Message>>,
+    pub(super) retained: BTreeMap<ByteString, (Arc<Message>, Author)>,
     pub(super) received: BTreeSet<(SessionId, PacketId)>,
     /// Messages taken from clients, in order: the outbound lane or the log.
     pub(super) log: Vec<Arc<Message>>,
@@ -42,10 +42,10 @@ impl Store {
                 assert!(!queued.is_empty());
                 self.enqueue(message, queued);
             }
-            Change::Retained { topic, message: Some(message) } => {
-                self.retained.insert(topic, message);
+            Change::Retained { topic, message: Some(message), author } => {
+                self.retained.insert(topic, (message, author));
             }
-            Change::Retained { topic, message: None } => drop(self.retained.remove(&topic)),
+            Change::Retained { topic, message: None, .. } => drop(self.retained.remove(&topic)),
             Change::SessionSaved(saved) => {
                 self.next_session = self.next_session.max(saved.session.0 + 1);
                 self.sessions.insert(saved.session, *saved);
