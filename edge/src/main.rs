@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tributary_edge::{
     app,
     command::{
-        Failed, check,
+        Failed, check, doctor,
         passwd::{self, Change},
         publish::Pub,
         serve::Serve,
@@ -54,6 +54,13 @@ enum Command {
     ///
     /// Example: tributary-edge passwd --file /etc/tributary/users --device gw-7
     Passwd(Passwd),
+    /// Look at everything an edge needs, and say what to do.
+    ///
+    /// Settings, clock, data folder, free space, flushes to disk, certificates, ports, the way to the cloud. One line each:
+    /// OK, WARN or FAIL. Exit code 1 if anything is FAIL. Changes nothing; best run as the user of the service.
+    ///
+    /// Example: tributary-edge doctor --config /etc/tributary/edge.toml
+    Doctor(Serve),
     /// Show what a running edge does, live.
     ///
     /// Connections, rates, queues, what waits for the cloud and how long that will take, disk, problems. Reads the edge's
@@ -102,6 +109,7 @@ fn main() -> ExitCode {
         Command::Serve(serve) => run(&serve),
         Command::Check(serve) => check(&serve),
         Command::Passwd(passwd) => passwd.run(),
+        Command::Doctor(serve) => client(doctor::run(&serve)),
         Command::Status(status) => client(status.run()),
         Command::Sub(sub) => client(sub.run()),
         Command::Pub(publish) => client(publish.run()),

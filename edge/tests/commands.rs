@@ -180,3 +180,42 @@ fn status_shows_numbers_lanes_and_what_was_warned_of() {
         assert!(said.contains(words), "{said}");
     }
 }
+
+#[test]
+fn doctor_finds_ports_disk_and_the_cloud_and_its_exit_code_says_whether_anything_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mine, other) = (folder.path().join("mine"), folder.path().join("other"));
+    // Any MQTT server answers CONNECT.
+    let cloud = Edge::start(&other, &["--id", "cloud", "--set", "sys.interval_s=0"]);
+    let cloud_url = format!("mqtt://{}", cloud.mqtt);
+    let edge = Edge::start(&mine, &["--cloud", &cloud_url]);
+    let (data, mqtt, admin) =
+        (mine.to_str().unwrap(), edge.mqtt.to_string(), edge.admin.to_string());
+    let base = ["doctor", "--id", "gw1", "--data", data, "--admin", &admin];
+    let text = ends(0, &[&base[..], &["--mqtt", &mqtt, "--cloud", &cloud_url]].concat(), "");
+    for part in [
+        "OK    settings: good".to_owned(),
+        "clock: ".to_owned(),
+        format!("OK    data: {data}"),
+        "disk: ".to_owned(),
+        "flush: ".to_owned(),
+        format!("OK    listen.mqtt: {mqtt} is served by this edge"),
+        format!("OK    listen.admin: {admin} is served by this edge"),
+        "OK    cloud: takes CONNECT in ".to_owned(),
+    ] {
+        assert!(text.contains(&part), "{part} is not in:\n{text}");
+    }
+    let wrong = ["--mqtt", &cloud.mqtt.to_string(), "--cloud", "mqtt://127.0.0.1:1", "--id", "gw2"];
+    let base = ["doctor", "--data", data, "--admin", &admin];
+    let text = ends(1, &[&base[..], &wrong].concat(), "");
+    for part in [
+        "is in use by another program\n      -> stop it",
+        "WARN  listen.admin: another edge, `gw1`, runs there",
+        "FAIL  cloud: no connection to 127.0.0.1:1",
+        "see FAIL above",
+    ] {
+        assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+    let text = ends(1, &["doctor", "--id", "gw1", "--set", "sys.intervl_s=1"], "");
+    assert!(text.contains("FAIL  settings: ") && text.contains("intervl_s"), "{text}");
+}

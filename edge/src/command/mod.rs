@@ -3,6 +3,7 @@
 //! ```text
 //! check passwd    settings in plain words; the password file
 //! status          what a running edge does
+//! doctor          what an edge needs, each thing looked at
 //! sub pub         an MQTT client for a quick look
 //! ```
 //! Each file holds one command with its arguments. Exit codes: 0 done, 1 it could not be done, 2 wrong arguments, 3 a broker said
@@ -10,6 +11,7 @@
 
 pub mod check;
 mod client;
+pub mod doctor;
 mod http;
 pub mod passwd;
 pub mod publish;

@@ -1,0 +1,60 @@
+//! Is the time right, and does something keep it right?
+//!
+//! No decision of the edge needs the time, but message times, expiry, certificates and tokens do.
+
+use std::{path::Path, process::Command};
+
+use tributary_shared::clock::wall_ms;
+
+use super::Finding;
+
+/// 2026-01-01, ms: it is never earlier than that.
+const WRITTEN_MS: i64 = 1_767_225_600_000;
+
+pub(super) fn check() -> Vec<Finding> {
+    vec![finding(wall_ms(), synchronised())]
+}
+
+fn finding(wall_ms: i64, synchronised: Option<bool>) -> Finding {
+    let keep =
+        "let systemd-timesyncd or chrony keep the time: certificates, tokens and expiry need it";
+    match (wall_ms < WRITTEN_MS, synchronised) {
+        (true, _) => Finding::fail("clock: before 2026", keep),
+        (_, Some(true)) => Finding::ok("clock: synchronised"),
+        (_, Some(false)) => Finding::warn("clock: not synchronised", keep),
+        (_, None) => Finding::warn("clock: nothing here says whether it is synchronised", keep),
+    }
+}
+
+/// What the system says; `None`: nothing.
+fn synchronised() -> Option<bool> {
+    if Path::new("/run/systemd/timesync/synchronized").exists() {
+        return Some(true);
+    }
+    let mut asked = Command::new("timedatectl");
+    asked.args(["show", "--property=NTPSynchronized", "--value"]);
+    let answer = asked.output().ok().filter(|answer| answer.status.success())?;
+    match answer.stdout.trim_ascii() {
+        b"yes" => Some(true),
+        b"no" => Some(false),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::doctor::Level;
+
+    #[test]
+    fn a_gateway_that_believes_it_is_1970_fails_whatever_else_is_said() {
+        for (wall_ms, synchronised, level) in [
+            (0, Some(true), Level::Fail),
+            (WRITTEN_MS, Some(true), Level::Ok),
+            (WRITTEN_MS, Some(false), Level::Warn),
+            (WRITTEN_MS, None, Level::Warn),
+        ] {
+            assert_eq!(finding(wall_ms, synchronised).level, level);
+        }
+    }
+}
