@@ -389,6 +389,9 @@ impl Broker {
                 Due::Client(connection) => self.catch_up(connection),
             }
         }
+        for (session, (messages, bytes)) in self.store.take_trimmed() {
+            self.decide(Event::Trimmed { session, messages, bytes }, self.clock.now());
+        }
         Ok(())
     }
 

@@ -65,6 +65,10 @@ pub struct Status {
     pub commit_histogram: [Number; COMMIT_BOUNDS_US.len() + 1],
     /// Bytes of the database file.
     pub db_bytes: Number,
+    /// Bytes that queues of sessions hold on disk where no lane holds them.
+    pub queue_bytes: Number,
+    /// Queue entries on disk.
+    pub queue_entries: Number,
     /// Times the store was reopened after a failure.
     pub store_reopened: Number,
     /// The store takes changes.

@@ -34,6 +34,21 @@ pub struct Message {
     pub encoded: Encoded,
 }
 
+impl Message {
+    /// What it counts for in limits of bytes: all that its publisher chose the length of.
+    pub fn weight(&self) -> usize {
+        let properties = &self.properties;
+        let user: usize =
+            properties.user_properties.iter().map(|(name, value)| name.len() + value.len()).sum();
+        self.topic.len()
+            + self.payload.len()
+            + user
+            + properties.content_type.as_ref().map_or(0, |text| text.len())
+            + properties.response_topic.as_ref().map_or(0, |text| text.len())
+            + properties.correlation_data.as_ref().map_or(0, Bytes::len)
+    }
+}
+
 /// Where a message lies in the host's store. The session core does not look inside.
 /// Edge: (batch id, index in the batch). Cloud: (partition id, offset).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -69,6 +69,12 @@ fn messages(page: &mut Page, status: &Status) {
 
 fn commits(page: &mut Page, status: &Status) {
     page.gauge("db_bytes", "Bytes of the database file", status.db_bytes.get());
+    page.gauge(
+        "queue_stored_bytes",
+        "Bytes on disk that only queues of sessions need",
+        status.queue_bytes.get(),
+    );
+    page.gauge("queue_stored_messages", "Queue entries on disk", status.queue_entries.get());
     page.counter(
         "store_reopened_total",
         "Times the store failed and was opened again",

@@ -9,8 +9,9 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::{
     Error,
-    group::Group,
+    group::{Group, State},
     outbound::{LaneState, ROW_BYTES, unsigned},
+    queues,
 };
 use crate::lane::Policy;
 
@@ -38,23 +39,25 @@ pub(super) fn enforce(group: &mut Group<'_>, at: usize) -> Result<(), Error> {
         return Ok(());
     }
     if lane.bytes > budget {
-        let dropped = give_up_oldest(group.db, lane, lane.bytes - budget)?;
+        let free = lane.bytes - budget;
+        let dropped = give_up_oldest(group.db, group.state, at, free)?;
         group.dropped.push(("lane_budget", dropped));
     }
     Ok(())
 }
 
 /// The disk is full: every lane that may drop gives up a tenth. Answers the messages dropped.
-pub(super) fn make_room(db: &Connection, lanes: &mut [LaneState]) -> Result<u64, Error> {
+pub(super) fn make_room(db: &Connection, state: &mut State) -> Result<u64, Error> {
     let mut dropped = 0;
-    for lane in lanes {
+    for at in 0..state.lanes.len() {
+        let Some(lane) = state.lanes.get(at) else { continue };
         let refuses =
             lane.info.settings.as_ref().is_some_and(|settings| settings.policy == Policy::Refuse);
         if refuses {
             lane.info.status.full.store(true, Relaxed);
         } else if lane.bytes > 0 {
             let free = lane.bytes / 10 + ROW_BYTES;
-            dropped += give_up_oldest(db, lane, free)?;
+            dropped += give_up_oldest(db, state, at, free)?;
         }
     }
     Ok(dropped)
@@ -68,11 +71,13 @@ struct Oldest {
     bytes: u64,
 }
 
-/// Turns the oldest unconfirmed batches into gaps until `free` bytes are free. Neighbours become one gap.
-fn give_up_oldest(db: &Connection, lane: &mut LaneState, free: u64) -> Result<u64, Error> {
+/// Turns the oldest unconfirmed batches of lane number `at` of the list into gaps until `free` bytes are free. Neighbours
+/// become one gap. What queues need of them is copied first.
+fn give_up_oldest(db: &Connection, state: &mut State, at: usize, free: u64) -> Result<u64, Error> {
     let mut freed = 0;
     let mut dropped = 0;
     while freed < free {
+        let Some(lane) = state.lanes.get(at) else { break };
         let after = lane.acked_id.max(lane.given_up_to);
         let oldest = db
             .prepare_cached(
@@ -90,6 +95,8 @@ fn give_up_oldest(db: &Connection, lane: &mut LaneState, free: u64) -> Result<u6
             })
             .optional()?;
         let Some(row) = oldest else { break };
+        queues::rescue(db, state, row.id)?;
+        let Some(lane) = state.lanes.get_mut(at) else { break };
         let gone = give_up(db, lane, &row)?;
         lane.messages = lane.messages.saturating_sub(row.n);
         lane.bytes = lane.bytes.saturating_sub(gone);
@@ -98,22 +105,14 @@ fn give_up_oldest(db: &Connection, lane: &mut LaneState, free: u64) -> Result<u6
         freed += gone;
         dropped += row.n;
     }
-    lane.save(db)?;
+    if let Some(lane) = state.lanes.get_mut(at) {
+        lane.save(db)?;
+    }
     Ok(dropped)
 }
 
 /// Answers the bytes freed.
 fn give_up(db: &Connection, lane: &mut LaneState, row: &Oldest) -> Result<u64, Error> {
-    let needed =
-        db.prepare_cached("SELECT 1 FROM refs WHERE batch = ?1")?.exists([row.id as i64])?;
-    if needed {
-        db.prepare_cached("UPDATE batch SET reason = ?2, bytes = ?3 WHERE id = ?1")?.execute((
-            row.id as i64,
-            REASON,
-            ROW_BYTES as i64,
-        ))?;
-        return Ok(row.bytes.saturating_sub(ROW_BYTES));
-    }
     // The gap before this row, if it ends where the row begins, takes it in.
     let joined = db
         .prepare_cached(

@@ -14,16 +14,25 @@ use tributary_shared::{
 use super::{Error, outbound::unsigned};
 
 /// Adds an entry that refers to message `place` of `batch`.
-pub(super) fn insert(db: &Connection, entry: &Queued, batch: u64, place: u64) -> Result<(), Error> {
-    db.prepare_cached("INSERT OR REPLACE INTO queue VALUES(?1,?2,?3,?4,?5,?6,?7)")?.execute((
-        entry.session.0 as i64,
-        entry.seq as i64,
-        batch as i64,
-        place as i64,
-        flags(entry),
-        entry.packet_id.map(PacketId::get),
-        subs(entry),
-    ))?;
+pub(super) fn insert(
+    db: &Connection,
+    entry: &Queued,
+    batch: u64,
+    place: u64,
+    bytes: usize,
+) -> Result<(), Error> {
+    db.prepare_cached("INSERT OR REPLACE INTO queue VALUES(?1,?2,?3,?4,?5,?6,?7,?8)")?.execute(
+        (
+            entry.session.0 as i64,
+            entry.seq as i64,
+            batch as i64,
+            place as i64,
+            flags(entry),
+            entry.packet_id.map(PacketId::get),
+            subs(entry),
+            bytes as i64,
+        ),
+    )?;
     Ok(())
 }
 
@@ -63,12 +72,13 @@ pub(super) fn remove_all(db: &Connection, session: SessionId) -> Result<Vec<(u64
 
 /// What each session has queued.
 pub(super) fn spans(db: &Connection) -> Result<HashMap<SessionId, RestoredQueue>, Error> {
-    let mut found =
-        db.prepare("SELECT session, min(seq), max(seq), count(*) FROM queue GROUP BY session")?;
+    let mut found = db.prepare(
+        "SELECT session, min(seq), max(seq), count(*), sum(bytes) FROM queue GROUP BY session",
+    )?;
     let spans = found.query_map([], |row| {
         let queue = RestoredQueue {
             messages: unsigned(row, 3)?,
-            bytes: 0,
+            bytes: unsigned(row, 4)?,
             first_seq: unsigned(row, 1)?,
             last_seq: unsigned(row, 2)?,
         };

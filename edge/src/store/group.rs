@@ -1,6 +1,6 @@
 //! One group commit: the changes of many decisions in one transaction.
 //!
-//! Holds: the batches being built, one a lane; the references that moved; the retained topics that changed.
+//! Holds: the batches being built, one a lane; who needs which of them; the retained topics that changed.
 //! In: [`Change`]s in order. Out: rows. Change here: what a change does to the tables.
 //! Not here: when a group is made and committed (`writer`).
 
@@ -8,17 +8,22 @@ use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::Connection;
 use tributary_shared::{
     message::Message,
     mqtt::Qos,
     record::{Batch, BatchBuilder, BatchError, Compression, Header, Record, batch::Producer, mqtt},
-    session::action::{Author, Change, Queued},
+    session::{
+        SessionId,
+        action::{Author, Change, Queued},
+    },
 };
 
 use super::{
     Error, LOCAL, Settings, budget, entries, lane_start,
+    needed::Needed,
     outbound::{LaneState, ROW_BYTES},
+    queues::{self, Queues, Trimmed},
     sessions,
 };
 use crate::status::Status;
@@ -33,12 +38,13 @@ pub(super) struct State {
     pub(super) settings: Arc<Settings>,
     pub(super) status: Arc<Status>,
     pub(super) lanes: Vec<LaneState>,
+    pub(super) queues: Queues,
     /// Next batch counter.
     pub(super) counter: u64,
 }
 
 impl State {
-    fn next_id(&mut self, lane: u16) -> u64 {
+    pub(super) fn next_id(&mut self, lane: u16) -> u64 {
         let id = lane_start(lane) | self.counter;
         self.counter += 1;
         id
@@ -72,28 +78,30 @@ pub(super) struct Group<'a> {
     pub(super) db: &'a Connection,
     pub(super) state: &'a mut State,
     building: Vec<Building>,
-    /// Local batches written in this transaction.
-    fresh_local: Vec<u64>,
-    /// Batch -> change of its number of references.
-    refs: HashMap<u64, i64>,
+    needed: Needed,
+    /// Bytes that were loose before.
+    loose: u64,
     retained: HashMap<ByteString, (Option<Arc<Message>>, Author)>,
     /// Lane -> QoS 0 messages that were not kept.
     unkept: HashMap<u16, u64>,
     /// Messages dropped, to be counted once this is durable.
     pub(super) dropped: Vec<(&'static str, u64)>,
+    /// Entries dropped to keep queues in their budget.
+    pub(super) trimmed: Trimmed,
 }
 
 impl<'a> Group<'a> {
     pub(super) fn new(db: &'a Connection, state: &'a mut State) -> Self {
         Self {
             db,
+            loose: state.queues.loose,
             state,
             building: Vec::new(),
-            fresh_local: Vec::new(),
-            refs: HashMap::new(),
+            needed: Needed::default(),
             retained: HashMap::new(),
             unkept: HashMap::new(),
             dropped: Vec::new(),
+            trimmed: Trimmed::new(),
         }
     }
 
@@ -105,11 +113,11 @@ impl<'a> Group<'a> {
                     Some(at) => Some((at.0, at.1)),
                     None => self.keep(message, !queued.is_empty())?,
                 };
-                at.map_or(Ok(()), |at| self.enqueue(queued, at))
+                at.map_or(Ok(()), |at| self.enqueue(queued, at, message.weight()))
             }
             Change::Enqueued { message, queued } => {
                 let at = self.append(LOCAL, message)?;
-                self.enqueue(queued, at)
+                self.enqueue(queued, at, message.weight())
             }
             Change::Retained { topic, message, author } => {
                 self.retained.insert(topic.clone(), (message.clone(), author.clone()));
@@ -118,7 +126,7 @@ impl<'a> Group<'a> {
             Change::SessionSaved(session) => sessions::save(self.db, session),
             Change::SessionRemoved(session) => {
                 for (batch, count) in sessions::remove(self.db, *session)? {
-                    self.refer(batch, -count);
+                    self.done(batch, *session, count);
                 }
                 Ok(())
             }
@@ -129,7 +137,7 @@ impl<'a> Group<'a> {
             Change::Inflight(entry) => entries::update(self.db, entry),
             Change::Dequeued { session, seq } => {
                 if let Some(batch) = entries::remove(self.db, *session, *seq)? {
-                    self.refer(batch, -1);
+                    self.done(batch, *session, 1);
                 }
                 Ok(())
             }
@@ -157,8 +165,8 @@ impl<'a> Group<'a> {
                 None => sessions::forget(self.db, &topic)?,
             }
         }
-        for (batch, change) in std::mem::take(&mut self.refs) {
-            self.count_references(batch, change)?;
+        for batch in std::mem::take(&mut self.needed).save(self.db)? {
+            self.unneeded(batch)?;
         }
         for at in 0..self.state.lanes.len() {
             budget::enforce(self, at)?;
@@ -166,19 +174,30 @@ impl<'a> Group<'a> {
                 lane.save_sometimes(self.db)?;
             }
         }
-        Ok(())
-    }
-
-    fn enqueue(&mut self, queued: &[Queued], (batch, place): (u64, u64)) -> Result<(), Error> {
-        for entry in queued {
-            entries::insert(self.db, entry, batch, place)?;
-            self.refer(batch, 1);
+        let trimmed = queues::settle(self.db, self.state, self.loose, &mut self.trimmed)?;
+        if trimmed > 0 {
+            self.dropped.push(("queues_full", trimmed));
         }
         Ok(())
     }
 
-    fn refer(&mut self, batch: u64, change: i64) {
-        *self.refs.entry(batch).or_default() += change;
+    fn enqueue(
+        &mut self,
+        queued: &[Queued],
+        (batch, place): (u64, u64),
+        bytes: usize,
+    ) -> Result<(), Error> {
+        for entry in queued {
+            entries::insert(self.db, entry, batch, place, bytes)?;
+            self.needed.more(batch, entry.session, entry.seq);
+        }
+        self.state.queues.entries += queued.len() as u64;
+        Ok(())
+    }
+
+    fn done(&mut self, batch: u64, session: SessionId, n: i64) {
+        self.needed.less(batch, session, n);
+        self.state.queues.entries = self.state.queues.entries.saturating_sub(n as u64);
     }
 
     /// Puts a message into its lane's batch, or into the local one when only queues need it.
@@ -246,12 +265,8 @@ impl<'a> Group<'a> {
 
     fn write(&mut self, building: Building) -> Result<(), Error> {
         let Building { id, lane, epoch, s, made_ms, builder } = building;
-        if lane == LOCAL {
-            if self.refs.get(&id).is_none_or(|refs| *refs <= 0) {
-                self.refs.remove(&id);
-                return Ok(());
-            }
-            self.fresh_local.push(id);
+        if lane == LOCAL && !self.needed.wants(id) {
+            return Ok(());
         }
         let n = builder.count() as u64;
         let body = seal(builder, (lane != LOCAL).then_some((epoch, s)))?;
@@ -261,8 +276,9 @@ impl<'a> Group<'a> {
                 "INSERT INTO batch(id, epoch, s, n, bytes, made_ms, body) VALUES(?1,?2,?3,?4,?5,?6,?7)",
             )?
             .execute((id as i64, epoch, s as i64, n as i64, bytes as i64, made_ms, &body[..]))?;
-        if let Some(lane) = self.state.lane(lane) {
-            lane.appended(id, n, bytes);
+        match self.state.lane(lane) {
+            Some(lane) => lane.appended(id, n, bytes),
+            None => self.state.queues.loose += bytes,
         }
         Ok(())
     }
@@ -301,44 +317,20 @@ impl<'a> Group<'a> {
         Ok(())
     }
 
-    fn count_references(&mut self, batch: u64, change: i64) -> Result<(), Error> {
-        if change > 0 {
-            self.db
-                .prepare_cached(
-                    "INSERT INTO refs VALUES(?1, ?2) ON CONFLICT(batch) DO UPDATE SET n = n + excluded.n",
-                )?
-                .execute([batch as i64, change])?;
-            return Ok(());
-        }
-        let left: Option<i64> = self
-            .db
-            .prepare_cached("UPDATE refs SET n = n + ?2 WHERE batch = ?1 RETURNING n")?
-            .query_row([batch as i64, change], |row| row.get(0))
-            .optional()?;
-        match left {
-            Some(left) if left > 0 => Ok(()),
-            Some(_) => {
-                self.db
-                    .prepare_cached("DELETE FROM refs WHERE batch = ?1")?
-                    .execute([batch as i64])?;
-                self.unneeded(batch)
-            }
-            None if self.fresh_local.contains(&batch) => self.unneeded(batch),
-            None => Ok(()),
-        }
-    }
-
-    /// No queue needs the batch any more: it goes, or its body, unless it waits to be sent.
+    /// No queue needs the batch any more: it goes, unless it waits to be sent.
     fn unneeded(&mut self, batch: u64) -> Result<(), Error> {
         let lane = (batch >> 48) as u16;
-        let waits = self.state.lane(lane).is_some_and(|lane| batch > lane.acked_id);
-        let sql = if waits {
-            "UPDATE batch SET body = NULL WHERE id = ?1 AND reason IS NOT NULL AND body IS NOT NULL"
-        } else {
-            "DELETE FROM batch WHERE id = ?1"
-        };
-        self.db.prepare_cached(sql)?.execute([batch as i64])?;
-        Ok(())
+        if self.state.lane(lane).is_some_and(|lane| batch > lane.acked_id) {
+            // Releases before the second version of the schema kept the body of a gap here.
+            self.db
+                .prepare_cached(
+                    "UPDATE batch SET body = NULL
+                     WHERE id = ?1 AND reason IS NOT NULL AND body IS NOT NULL",
+                )?
+                .execute([batch as i64])?;
+            return Ok(());
+        }
+        queues::delete_row(self.db, self.state, batch)
     }
 }
 

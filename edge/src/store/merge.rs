@@ -10,7 +10,9 @@ use tributary_shared::record::{Batch, BatchBuilder};
 use super::{
     Error,
     group::{State, seal},
+    needed,
     outbound::{self, OutboundRow, ROW_BYTES, unsigned},
+    queues,
     reader::UNPACKED_MAX,
 };
 
@@ -76,7 +78,7 @@ fn longest_run(
         let follows = run.last().is_none_or(|last| last.epoch == row.epoch && last.end() == row.s);
         let fits = builder.count() + row.n as usize <= most && builder.size() < size;
         let records = match &row.body {
-            Some(body) if row.reason.is_none() && !is_needed(db, row.id)? => records(body),
+            Some(body) if row.reason.is_none() && !needed::is_needed(db, row.id)? => records(body),
             _ => None,
         };
         let Some(records) = records.filter(|_| follows && fits) else {
@@ -100,10 +102,6 @@ fn records(body: &Bytes) -> Option<Vec<tributary_shared::record::Record>> {
     Batch::parse(body.clone()).and_then(|batch| batch.records(UNPACKED_MAX)).ok()
 }
 
-fn is_needed(db: &Connection, id: u64) -> Result<bool, Error> {
-    Ok(db.prepare_cached("SELECT 1 FROM refs WHERE batch = ?1")?.exists([id as i64])?)
-}
-
 /// Leaves a gap where the batch was; its body goes to the quarantine, whose oldest bodies make room.
 pub(super) fn give_up(
     db: &Connection,
@@ -113,7 +111,9 @@ pub(super) fn give_up(
 ) -> Result<u64, Error> {
     let cap = state.settings.quarantine_bytes as i64;
     let number = (id >> 48) as u16;
-    let Some(lane) = state.lane(number) else { return Ok(0) };
+    if state.lane(number).is_none() {
+        return Ok(0);
+    }
     let found = db
         .query_row(
             "SELECT n, bytes FROM batch WHERE id = ?1 AND reason IS NULL",
@@ -140,12 +140,12 @@ pub(super) fn give_up(
             break;
         }
     }
+    queues::rescue(db, state, id)?;
     db.execute(
-        "UPDATE batch SET reason = ?2, bytes = ?3,
-         body = CASE WHEN EXISTS (SELECT 1 FROM refs WHERE refs.batch = ?1) THEN body END
-         WHERE id = ?1",
+        "UPDATE batch SET reason = ?2, bytes = ?3, body = NULL WHERE id = ?1",
         (id as i64, reason, ROW_BYTES as i64),
     )?;
+    let Some(lane) = state.lane(number) else { return Ok(n) };
     lane.messages = lane.messages.saturating_sub(n);
     lane.bytes = (lane.bytes + ROW_BYTES).saturating_sub(bytes);
     lane.info.status.given_up.add(n);

@@ -14,6 +14,18 @@ const STEPS: &[&str] = &[
     include_str!("schema.sql"),
     // Whose right to publish is asked before a retained message is delivered: NULL = the edge's own, '' = anonymous.
     "ALTER TABLE retained ADD COLUMN author TEXT",
+    // Who needs a batch, by session, in place of a mere count; what an entry counts for in its session's limit.
+    "ALTER TABLE queue ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
+     CREATE TABLE needed(
+       batch   INTEGER NOT NULL,
+       session INTEGER NOT NULL,
+       n       INTEGER NOT NULL, -- its queue entries that need the batch
+       first   INTEGER NOT NULL, -- no seq of them is lower
+       last    INTEGER NOT NULL, -- or higher
+       PRIMARY KEY(batch, session)
+     ) WITHOUT ROWID;
+     INSERT INTO needed SELECT batch, session, count(*), min(seq), max(seq) FROM queue GROUP BY batch, session;
+     DROP TABLE refs",
 ];
 
 /// Brings the file to the newest version, one transaction a step.

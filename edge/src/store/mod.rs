@@ -3,9 +3,9 @@
 //! ```text
 //! batch   id = lane << 48 | counter     one row per lane and group commit: an immutable record batch v2, compressed
 //!         | epoch | s | n | ...         from 10 messages on; `reason` set: the sequences s..s+n were given up (a gap)
-//! lane    acked_id -------------------> batches up to here are confirmed upstream; they go unless `refs` has them
+//! lane    acked_id -------------------> batches up to here are confirmed upstream; they go unless `needed` has them
 //! queue   (session, seq) -> (batch, place)   a queue entry refers to a message, it is not a copy
-//! refs    batch -> queue rows that need it   lane 0 holds batches that only queues need
+//! needed  (batch, session) -> range of seq   lane 0 holds batches that only queues need, see `queues`
 //! session subscription received retained     what MQTT must remember
 //! quarantine                                 batches that the cloud refused for good
 //! ```
@@ -15,7 +15,7 @@
 //! have been sent; small ones are merged before. Every process start has its own random epoch per lane.
 //!
 //! In: [`Change`]s of the session core. Out: rows for `uplink`, queue entries for `broker`.
-//! Change here: the handle. Not here: SQL (the files below), what is dropped when full (`budget`).
+//! Change here: the handle. Not here: SQL (the files below), what is dropped when full (`budget`, `queues`).
 
 mod budget;
 mod entries;
@@ -23,8 +23,10 @@ mod error;
 mod group;
 mod merge;
 mod migrate;
+mod needed;
 mod open;
 mod outbound;
+mod queues;
 mod reader;
 mod salvage;
 mod sessions;
@@ -32,7 +34,7 @@ mod sessions;
 mod tests;
 mod writer;
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tributary_shared::session::{SessionId, action::Change, event::LoadedEntry};
@@ -48,8 +50,13 @@ tributary_shared::settings! {
     pub struct Settings {
         /// While busy, a commit waits at most this many ms to take more with it. Idle commits never wait.
         pub commit_window_ms: u64 = 5 => 0..=1000,
-        /// Bytes the file may grow to; 0 = one and a quarter of the lanes' budgets and 256 MiB for queues.
+        /// Bytes the file may grow to; 0 = one and a quarter of the lanes' and the queues' budgets, and 128 MiB.
         pub max_bytes: u64 = 0,
+        /// Bytes that messages waiting for sessions may take where no lane keeps them; beyond that the oldest are dropped from
+        /// their queues and counted. What waits for the cloud is in the lanes' budgets and never makes room for these.
+        pub queue_bytes: u64 = 256 * 1024 * 1024 => 65_536..=1_099_511_627_776,
+        /// Bytes of such messages that stay in the rows they came in; beyond that they are moved into large rows.
+        pub queue_loose_bytes: u64 = 8 * 1024 * 1024 => 4096..=1_099_511_627_776,
         /// Bytes of a file that is deleted when the disk is full, so that the store can still make room.
         pub ballast_bytes: u64 = 8 * 1024 * 1024,
         /// Uncompressed bytes of one batch. A larger message is a batch of its own.
@@ -138,6 +145,7 @@ pub struct Store {
     commands: mpsc::Sender<Command>,
     queries: mpsc::Sender<Query>,
     progress: watch::Receiver<Progress>,
+    trimmed: queues::Trimmings,
     lanes: Arc<[LaneHandle]>,
 }
 
@@ -173,6 +181,11 @@ impl Store {
     /// Follows the commits.
     pub fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.clone()
+    }
+
+    /// Queue entries that were dropped to keep all queues in their budget, since this was asked last: messages and bytes.
+    pub fn take_trimmed(&self) -> HashMap<SessionId, (u64, u64)> {
+        self.trimmed.take()
     }
 
     /// Batches of a lane after `after`, in order: at most `rows`, and no more than `bytes` unless it is one.

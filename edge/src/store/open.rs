@@ -19,8 +19,14 @@ use tokio::sync::{mpsc, watch};
 use tributary_shared::session::Restored;
 
 use super::{
-    COMMANDS, Error, Journal, LOCAL, LaneHandle, Progress, Settings, Store, group::State,
-    lane_start, migrate::migrate, outbound, reader, salvage, sessions, writer::Writer,
+    COMMANDS, Error, Journal, LOCAL, LaneHandle, Progress, Settings, Store,
+    group::State,
+    lane_start,
+    migrate::migrate,
+    outbound,
+    queues::{PACKED, Queues, Trimmings},
+    reader, salvage, sessions,
+    writer::Writer,
 };
 use crate::{lane, status::Status};
 
@@ -124,7 +130,9 @@ fn start(
     let (commands, inbox) = mpsc::channel(COMMANDS);
     let (queries, questions) = mpsc::channel(QUERIES);
     let (progress, watched) = watch::channel(Progress::default());
-    let writer = Writer { db, state, commands: inbox, progress, ballast, lock };
+    let trimmed = Trimmings::default();
+    let shared = trimmed.clone();
+    let writer = Writer { db, state, commands: inbox, progress, trimmed: shared, ballast, lock };
     let thread = |cause| Error::Folder { path: plan.dir.clone(), cause: Arc::new(cause) };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(thread)?;
@@ -138,7 +146,7 @@ fn start(
             .spawn(move || reader::run(&read, questions))
             .map_err(thread)?,
     ];
-    let store = Store { commands: commands.clone(), queries, progress: watched, lanes };
+    let store = Store { commands: commands.clone(), queries, progress: watched, trimmed, lanes };
     Ok(Opened { store, journal: Journal { commands, last: 0 }, restored, threads })
 }
 
@@ -161,22 +169,28 @@ fn load(
     }
     let lanes = outbound::load_lanes(&db, &plan.lanes, status)?;
     let mut counter = 0;
-    for start in lanes.iter().map(|lane| lane_start(lane.info.number)).chain([lane_start(LOCAL)]) {
+    let of_lanes = lanes.iter().map(|lane| (lane_start(lane.info.number), lane.end()));
+    let local = [(lane_start(LOCAL), PACKED), (PACKED, lane_start(LOCAL + 1))];
+    for (start, end) in of_lanes.chain(local) {
         let last: Option<i64> = db.query_row(
             "SELECT max(id) FROM batch WHERE id >= ?1 AND id < ?2",
-            [start as i64, (start + lane_start(1)) as i64],
+            [start as i64, end as i64],
             |row| row.get(0),
         )?;
         counter = counter.max(last.map_or(0, |id| id as u64 - start));
     }
     let acked = lanes.iter().map(|lane| lane.acked_id - lane_start(lane.info.number)).max();
     let restored = sessions::load(&db, seed)?;
+    let marks = lanes.iter().map(|lane| (lane_start(lane.info.number), lane.acked_id));
+    let mut queues = Queues::load(&db, marks)?;
+    queues.entries = restored.sessions.iter().map(|session| session.queue.messages).sum();
     let state = State {
         edge_id: plan.edge_id.clone().into(),
         settings: Arc::new(plan.settings.clone()),
         status: status.clone(),
         counter: counter.max(acked.unwrap_or(0)) + 1,
         lanes,
+        queues,
     };
     Ok((db, state, restored))
 }
@@ -200,7 +214,10 @@ fn connect(plan: &Plan, path: &Path) -> Result<Connection, Error> {
 
 fn max_bytes(plan: &Plan) -> u64 {
     match plan.settings.max_bytes {
-        0 => plan.lanes.iter().map(|lane| lane.budget_bytes / 4 * 5).sum::<u64>() + (256 << 20),
+        0 => {
+            let lanes: u64 = plan.lanes.iter().map(|lane| lane.budget_bytes).sum();
+            (lanes + plan.settings.queue_bytes) / 4 * 5 + (128 << 20)
+        }
         bytes => bytes,
     }
 }

@@ -101,8 +101,9 @@ impl LaneState {
         self.unsaved += 1;
     }
 
-    /// Applies the cloud's mark and deletes what nobody needs any more. Answers how many messages it confirmed.
-    pub(super) fn apply_mark(&mut self, db: &Connection, mark: Mark) -> Result<u64, Error> {
+    /// Applies the cloud's mark and deletes what nobody needs any more. Answers how many messages it confirmed, and the
+    /// bytes of rows that stay because queues need them.
+    pub(super) fn apply_mark(&mut self, db: &Connection, mark: Mark) -> Result<(u64, u64), Error> {
         let row_end: Option<i64> = db
             .prepare_cached("SELECT s + n FROM batch WHERE id = ?1")?
             .query_row([mark.id as i64], |row| row.get(0))
@@ -110,14 +111,15 @@ impl LaneState {
         let whole = row_end.is_none_or(|end| end as u64 <= mark.end);
         let upto = if whole { mark.id } else { mark.id.saturating_sub(1) };
         if upto <= self.acked_id {
-            return Ok(0);
+            return Ok((0, 0));
         }
         let gone = totals(db, self.acked_id, upto)?;
         db.prepare_cached(
             "DELETE FROM batch WHERE id > ?1 AND id <= ?2
-             AND id NOT IN (SELECT batch FROM refs WHERE batch > ?1 AND batch <= ?2)",
+             AND id NOT IN (SELECT batch FROM needed WHERE batch > ?1 AND batch <= ?2)",
         )?
         .execute([self.acked_id as i64, upto as i64])?;
+        let kept = totals(db, self.acked_id, upto)?.bytes;
         self.acked_id = upto;
         self.batches = self.batches.saturating_sub(gone.batches);
         self.messages = self.messages.saturating_sub(gone.messages);
@@ -127,7 +129,7 @@ impl LaneState {
             (self.batches, self.messages, self.bytes) = (0, 0, 0);
         }
         self.save(db)?;
-        Ok(gone.messages)
+        Ok((gone.messages, kept))
     }
 
     /// Saves the totals if it is time to.

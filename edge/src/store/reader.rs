@@ -29,10 +29,25 @@ pub(super) fn run(db: &Connection, mut queries: mpsc::Receiver<Query>) {
                 let _gone = reply.send(outbound::read(db, lane, after, rows, bytes));
             }
             Query::Queue { session, from, max, bytes, reply } => {
-                let _gone = reply.send(load(db, &mut last, session, from, max, bytes));
+                let _gone = reply.send(load_whole(db, &mut last, session, from, max, bytes));
             }
         }
     }
+}
+
+/// In one read transaction: between two, bodies may move.
+fn load_whole(
+    db: &Connection,
+    last: &mut Last,
+    session: SessionId,
+    from: u64,
+    max: usize,
+    bytes: usize,
+) -> Result<(Vec<LoadedEntry>, bool), Error> {
+    let transaction = db.unchecked_transaction()?;
+    let found = load(db, last, session, from, max, bytes);
+    transaction.finish()?;
+    found
 }
 
 /// The batch read last, unpacked: neighbours in a queue are often neighbours in a batch.

@@ -14,14 +14,14 @@ use tributary_shared::record::{Batch, mqtt::header};
 use super::{Error, lane_start, outbound::unsigned, reader::UNPACKED_MAX};
 
 /// Tables copied row by row, with the order that lets both ends be read when the middle is broken.
-const TABLES: [(&str, usize, &str); 7] = [
-    ("lane", 7, "number"),
-    ("session", 8, "id"),
-    ("subscription", 4, "session, filter"),
-    ("queue", 7, "session, seq"),
-    ("received", 2, "session, packet_id"),
-    ("retained", 3, "topic"),
-    ("quarantine", 8, "id"),
+const TABLES: [(&str, &str); 7] = [
+    ("lane", "number"),
+    ("session", "id"),
+    ("subscription", "session, filter"),
+    ("queue", "session, seq"),
+    ("received", "session, packet_id"),
+    ("retained", "topic"),
+    ("quarantine", "id"),
 ];
 
 /// Lane numbers that are looked for even if the table of lanes cannot be read.
@@ -41,10 +41,10 @@ pub(super) fn salvage(from: &Path, to: &Connection) {
 fn try_salvage(from: &Path, to: &Connection) -> Result<u64, Error> {
     // Writable: its write-ahead log may have to be replayed.
     let old = Connection::open_with_flags(from, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    for (table, columns, order) in TABLES {
+    for (table, order) in TABLES {
         let direction = |way: &str| {
             let order = order.replace(',', &format!(" {way},"));
-            copy_table(&old, to, table, columns, &format!("{order} {way}"))
+            copy_table(&old, to, table, &format!("{order} {way}"))
         };
         if let Err(error) = direction("ASC") {
             tracing::error!(table, %error, "damaged table, trying from its other end");
@@ -69,33 +69,29 @@ fn try_salvage(from: &Path, to: &Connection) -> Result<u64, Error> {
          DELETE FROM queue WHERE session NOT IN (SELECT id FROM session);
          DELETE FROM received WHERE session NOT IN (SELECT id FROM session);
          DELETE FROM subscription WHERE session NOT IN (SELECT id FROM session);
-         INSERT OR REPLACE INTO refs SELECT batch, count(*) FROM queue
-           WHERE batch IN (SELECT id FROM batch) GROUP BY batch;
-         DELETE FROM batch WHERE id < (1 << 48) AND id NOT IN (SELECT batch FROM refs);
+         INSERT OR REPLACE INTO needed SELECT batch, session, count(*), min(seq), max(seq) FROM queue
+           WHERE batch IN (SELECT id FROM batch) GROUP BY batch, session;
+         DELETE FROM batch WHERE id < (1 << 48) AND id NOT IN (SELECT batch FROM needed);
          UPDATE lane SET upto = acked_id, batches = 0, messages = 0, bytes = 0;
          COMMIT",
     )?;
     Ok(batches)
 }
 
-fn copy_table(
-    old: &Connection,
-    to: &Connection,
-    table: &str,
-    columns: usize,
-    order: &str,
-) -> Result<(), Error> {
-    let places = vec!["?"; columns].join(",");
-    let mut insert = to.prepare(&format!("INSERT OR IGNORE INTO {table} VALUES({places})"))?;
+fn copy_table(old: &Connection, to: &Connection, table: &str, order: &str) -> Result<(), Error> {
     let mut select = old.prepare(&format!("SELECT * FROM {table} ORDER BY {order}"))?;
-    // A file of an older version has fewer; what is new there is NULL.
-    let had = select.column_count();
+    // By name: the file may be of an earlier release, with fewer columns.
+    let (names, columns) =
+        (select.column_names().collect::<Vec<_>>().join(","), select.column_count());
+    let places = vec!["?"; columns].join(",");
+    let mut insert =
+        to.prepare(&format!("INSERT OR IGNORE INTO {table}({names}) VALUES({places})"))?;
     let mut rows = select.query([])?;
     to.execute_batch("BEGIN IMMEDIATE")?;
     let mut copy = || -> Result<(), Error> {
         while let Some(row) = rows.next()? {
-            let value = |at| if at < had { row.get(at) } else { Ok(Value::Null) };
-            let values = (0..columns).map(value).collect::<Result<Vec<_>, _>>()?;
+            let values =
+                (0..columns).map(|at| row.get::<_, Value>(at)).collect::<Result<Vec<_>, _>>()?;
             insert.execute(params_from_iter(values))?;
         }
         Ok(())

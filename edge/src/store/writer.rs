@@ -27,10 +27,14 @@ use super::{
     Command, Error, Mark, Progress, budget,
     group::{Group, State},
     merge,
+    queues::{self, Trimmings},
 };
 
 /// At most this often a mark makes a commit of its own.
 const MARK_EVERY: Duration = Duration::from_secs(1);
+
+/// Bodies of queues are moved when nothing came for so long.
+const CHORE_AFTER: Duration = Duration::from_millis(50);
 
 /// A commit of at least so many changes means that publishers are busy.
 const BUSY: usize = 64;
@@ -47,6 +51,7 @@ pub(super) struct Writer {
     pub(super) state: State,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) progress: watch::Sender<Progress>,
+    pub(super) trimmed: Trimmings,
     pub(super) ballast: PathBuf,
     /// Held as long as the file is open.
     pub(super) lock: File,
@@ -95,7 +100,7 @@ impl Writer {
                 marks.applied = None;
             }
             last = changes(&group);
-            if (!group.is_empty() || marks.due())
+            if (!group.is_empty() || marks.due() || queues::is_due(&self.state))
                 && let Err(error) = self.commit(group, marks.take_if_due())
             {
                 tracing::error!(%error, "the store cannot commit; nothing is acknowledged any more");
@@ -119,15 +124,16 @@ impl Writer {
         marks: &Marks,
         last: usize,
     ) -> Option<Option<oneshot::Sender<()>>> {
-        let first = if marks.waiting.is_empty() {
-            self.commands.recv().await
-        } else {
-            let wait =
-                marks.applied.map_or(Duration::ZERO, |at| MARK_EVERY.saturating_sub(at.elapsed()));
-            match time::timeout(wait, self.commands.recv()).await {
+        let mark = (!marks.waiting.is_empty()).then(|| {
+            marks.applied.map_or(Duration::ZERO, |at| MARK_EVERY.saturating_sub(at.elapsed()))
+        });
+        let chore = queues::is_due(&self.state).then_some(CHORE_AFTER);
+        let first = match mark.into_iter().chain(chore).min() {
+            None => self.commands.recv().await,
+            Some(wait) => match time::timeout(wait, self.commands.recv()).await {
                 Ok(first) => first,
                 Err(_) => return None,
-            }
+            },
         };
         let mut next = match first {
             None => return Some(None),
@@ -186,6 +192,8 @@ impl Writer {
         for lane in &self.state.lanes {
             lane.publish(&self.db)?;
         }
+        self.state.status.queue_bytes.set(self.state.queues.bytes());
+        self.state.status.queue_entries.set(self.state.queues.entries);
         let mut committed = None;
         let mut answers = answers;
         for command in group {
@@ -246,13 +254,16 @@ impl Writer {
         let mut synced = Vec::new();
         for (number, mark) in marks {
             if let Some(lane) = work.state.lane(*number) {
-                let n = lane.apply_mark(work.db, *mark)?;
+                let (n, kept) = lane.apply_mark(work.db, *mark)?;
                 synced.push((lane.info.clone(), n));
+                work.state.queues.loose += kept;
             }
         }
         work.finish()?;
         let dropped = std::mem::take(&mut work.dropped);
+        let trimmed = std::mem::take(&mut work.trimmed);
         self.db.execute_batch("COMMIT")?;
+        self.trimmed.add(trimmed);
         for (lane, n) in synced {
             lane.status.synced.add(n);
         }
@@ -266,7 +277,7 @@ impl Writer {
             return Ok(());
         }
         self.db.execute_batch("BEGIN IMMEDIATE")?;
-        let dropped = budget::make_room(&self.db, &mut self.state.lanes)?;
+        let dropped = budget::make_room(&self.db, &mut self.state)?;
         self.db.execute_batch("COMMIT")?;
         self.state.status.dropped("disk_full", dropped);
         Ok(())

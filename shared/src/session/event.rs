@@ -105,6 +105,15 @@ pub enum Event {
     /// What the broker says of itself: values for topics below `$SYS/broker/`. The host has a fixed set of such topics: no limit
     /// holds for them.
     Own(Vec<(ByteString, Bytes)>),
+    /// The host dropped entries of a queue that it had stored, to keep its limits.
+    Trimmed {
+        /// Whose queue.
+        session: SessionId,
+        /// How many.
+        messages: u64,
+        /// Their bytes.
+        bytes: u64,
+    },
     /// What clients may do, from now on; subscriptions and queues are looked at again. Until the first one everybody may do
     /// everything.
     Permissions(Arc<Permissions>),

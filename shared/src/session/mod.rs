@@ -163,6 +163,11 @@ impl State {
                 }
             }
             Event::Own(values) => self.tell(values, now, out),
+            Event::Trimmed { session, messages, bytes } => {
+                if let Some(session) = self.sessions.get_mut(&session) {
+                    session.queue.trimmed(messages, bytes);
+                }
+            }
             Event::Permissions(permissions) => self.permit(permissions, now, out),
             Event::Tick => self.tick(now, out),
         }

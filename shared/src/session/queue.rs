@@ -52,15 +52,7 @@ impl Entry {
 
 /// What a message counts for in limits of bytes.
 pub(super) fn weight(message: &Message) -> usize {
-    let properties = &message.properties;
-    let user: usize =
-        properties.user_properties.iter().map(|(name, value)| name.len() + value.len()).sum();
-    message.topic.len()
-        + message.payload.len()
-        + user
-        + properties.content_type.as_ref().map_or(0, |text| text.len())
-        + properties.response_topic.as_ref().map_or(0, |text| text.len())
-        + properties.correlation_data.as_ref().map_or(0, bytes::Bytes::len)
+    message.weight()
 }
 
 /// PUBREC came; PUBREL was sent, PUBCOMP is missing.
@@ -265,6 +257,13 @@ impl Queue {
             let releasing: usize = self.releasing.iter().map(|one| one.bytes).sum();
             self.bytes = (self.sent_bytes + self.waiting_bytes + releasing) as u64;
         }
+    }
+
+    /// The host dropped entries of this queue from the store.
+    pub(super) fn trimmed(&mut self, messages: u64, bytes: u64) {
+        let held = (self.sent.len() + self.releasing.len() + self.waiting.len()) as u64;
+        self.messages = self.messages.saturating_sub(messages).max(held);
+        self.bytes = self.bytes.saturating_sub(bytes);
     }
 
     /// First seq that is in the store only.

@@ -262,6 +262,22 @@ fn a_full_disk_queue_drops_and_counts() {
     w.expect(reader, &["CONNACK 00 present", "t 1 q1 #1", "t 2 q1 #2"]);
 }
 
+#[test]
+fn what_the_host_dropped_from_a_queue_makes_room_in_it() {
+    let mut w = limited(Settings { queue_stored_messages: 2, ..Settings::default() });
+    let reader = w.join_subscribed(v5_kept("r"), "t", Q1);
+    w.cut(reader);
+    let writer = w.join(v5("w"));
+    w.publish(writer, publish("t", "1", Q1, 1));
+    w.publish(writer, publish("t", "2", Q1, 1));
+    let (session, _) = *w.store.queue.first_key_value().expect("an entry").0;
+    w.store.queue.remove(&(session, 1));
+    w.event(Event::Trimmed { session, messages: 1, bytes: 2 });
+    w.publish(writer, publish("t", "3", Q1, 1));
+    let reader = w.connect(v5_kept("r"));
+    w.expect(reader, &["CONNACK 00 present", "t 2 q1 #1", "t 3 q1 #2"]);
+}
+
 // [MQTT-3.3.2-5] [MQTT-3.3.2-6]
 #[test]
 fn a_message_that_expires_while_it_waits_is_not_sent_and_one_that_does_not_says_what_is_left() {
