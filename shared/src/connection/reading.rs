@@ -20,7 +20,10 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Again, End, Incoming, count, run::Link};
+use super::{
+    Again, End, Incoming, count,
+    run::{LAST_WRITES, Link},
+};
 use crate::{
     mqtt::{Packet, Reader, Reason, packet::Auth},
     session::Outgoing,
@@ -58,6 +61,11 @@ impl<R: AsyncRead + Unpin> Reading<R> {
         let mut armed = true;
         loop {
             if let Err(end) = self.forward(link).await {
+                if end == End::Gone {
+                    // After DISCONNECT the broker closes; it may have an answer to a wrong one (3.14.2.2.2).
+                    alarm.as_mut().reset(Instant::now() + LAST_WRITES);
+                    alarm.await;
+                }
                 return end;
             }
             loop {

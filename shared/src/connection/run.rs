@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How long the last packets of a connection that we end may take.
-const LAST_WRITES: Duration = Duration::from_secs(2);
+pub(super) const LAST_WRITES: Duration = Duration::from_secs(2);
 
 /// How a connection ended.
 #[derive(Debug, Clone, PartialEq, Eq)]

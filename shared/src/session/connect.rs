@@ -21,6 +21,9 @@ use crate::mqtt::{
     packet::{ConnAck, ConnAckProperties, Connect, Disconnect, Packet, Reason},
 };
 
+/// Characters of a client id in MQTT 3.1 (section 3.1 there, "Client Identifier"); longer ones are refused with return code 2.
+const V31_CLIENT_ID: usize = 23;
+
 impl State {
     pub(super) fn connect(
         &mut self,
@@ -67,7 +70,11 @@ impl State {
             Version::V311 => connect.clean_start, // MQTT-3.1.3-8
             Version::V5 => true,
         };
-        if (id.is_empty() && !assignable) || id.len() > self.settings.client_id_bytes {
+        let too_long = match connect.version {
+            Version::V31 => id.chars().count() > V31_CLIENT_ID,
+            _ => false,
+        };
+        if (id.is_empty() && !assignable) || too_long || id.len() > self.settings.client_id_bytes {
             return Err(Reason::CLIENT_ID_NOT_VALID);
         }
         let levels = connect.will.as_ref().map_or(0, |will| will.topic.split('/').count());

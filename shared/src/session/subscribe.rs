@@ -1,5 +1,7 @@
 //! SUBSCRIBE and UNSUBSCRIBE (3.8 to 3.11). Each filter is answered by itself; the answer waits where subscriptions are stored.
 
+use std::collections::VecDeque;
+
 use bytestring::ByteString;
 
 use super::{
@@ -35,12 +37,14 @@ impl State {
             // MQTT-3.8.3-2, 3.8.3-4
             return self.fault(connection, Reason::PROTOCOL_ERROR, now, out);
         }
+        // A filter that is subscribed to again starts again, but each of one packet counts (MQTT-3.8.4-5).
+        let mut older = self.sessions.get(&id).map_or(0, |session| session.replays.len());
         let mut reasons = Vec::with_capacity(subscribe.filters.len());
         for (at, one) in subscribe.filters.into_iter().enumerate() {
             let outcome = match refused.get(at).copied().flatten() {
                 Some(reason) => Err(reason),
                 None if at >= FILTERS => Err(Reason::QUOTA_EXCEEDED),
-                None => self.subscribe_one(id, one, subscribe.subscription_id, out),
+                None => self.subscribe_one(id, one, subscribe.subscription_id, &mut older, out),
             };
             reasons.push(match outcome {
                 Ok(qos) => Reason(qos as u8),
@@ -57,6 +61,7 @@ impl State {
         id: SessionId,
         one: SubscribeFilter,
         subscription_id: Option<u32>,
+        older: &mut usize,
         out: &mut Decision,
     ) -> Result<Qos, Reason> {
         let settings = &self.settings;
@@ -93,8 +98,13 @@ impl State {
         }
         let wanted = options.retain_handling == 0 || (options.retain_handling == 1 && new);
         if wanted && parsed.share.is_none() && !self.retained.is_empty() {
-            // A newer subscription of the same filter starts again.
-            session.replays.retain(|replay| replay.pattern != filter);
+            let of_earlier = |replays: &VecDeque<Replay>, older: usize| {
+                replays.iter().take(older).position(|replay| replay.pattern == filter)
+            };
+            while let Some(at) = of_earlier(&session.replays, *older) {
+                session.replays.remove(at);
+                *older -= 1;
+            }
             session.replays.push_back(Replay {
                 pattern: filter,
                 options,

@@ -248,6 +248,21 @@ async fn nothing_follows_a_disconnect() {
     assert!(matches!(running.incoming.recv().await, Some(Incoming::Closed(_, None))));
 }
 
+// MQTT 5, 3.14.2.2.2: a session that was to end with its connection cannot be kept by DISCONNECT; the client is told.
+#[tokio::test(start_paused = true)]
+async fn a_disconnect_may_be_answered() {
+    let mut running = accepted(connect(Version::V5), Settings::default()).await;
+    let goodbye = Disconnect { session_expiry: Some(9), ..Disconnect::new(Reason::SUCCESS) };
+    running.client.send(&Packet::Disconnect(goodbye)).await;
+    assert!(matches!(running.incoming.recv().await, Some(Incoming::Packets(..))));
+    let told = Packet::Disconnect(Disconnect::new(Reason::PROTOCOL_ERROR));
+    running.outbox.send(Outgoing::Packet(Box::new(told.clone()))).unwrap();
+    running.outbox.close();
+    assert_eq!(running.client.receive().await, Some(told));
+    assert_eq!(running.client.receive().await, None);
+    assert!(matches!(running.incoming.recv().await, Some(Incoming::Closed(_, None))));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_malformed_packet_ends_the_connection_with_its_reason() {
     let mut running = accepted(connect(Version::V5), Settings::default()).await;

@@ -48,10 +48,12 @@ pub(super) fn connect(
     if flags & WILL != 0 {
         connect.will = Some(will(cursor, flags, version)?);
     }
-    if flags & USER_NAME != 0 {
+    // 3.1: the remaining length takes precedence over these flags, both may be missing (3.1, "User name and password flags").
+    let may_lack = version == Version::V31;
+    if flags & USER_NAME != 0 && !(may_lack && cursor.is_empty()) {
         connect.user_name = Some(cursor.text()?);
     }
-    if flags & PASSWORD != 0 {
+    if flags & PASSWORD != 0 && !(may_lack && cursor.is_empty()) {
         connect.password = Some(cursor.binary()?);
     }
     Ok(connect)
@@ -84,7 +86,8 @@ fn check_flags(flags: u8, version: Version) -> Result<(), Malformed> {
     if flags & 1 != 0 && version != Version::V31 {
         return Err(Malformed::packet("reserved CONNECT flag (MQTT-3.1.2-3)"));
     }
-    if flags & WILL == 0 && flags & (WILL_QOS | WILL_RETAIN) != 0 {
+    // 3.1 does not say that they are 0, only that they mean nothing.
+    if version != Version::V31 && flags & WILL == 0 && flags & (WILL_QOS | WILL_RETAIN) != 0 {
         return Err(Malformed::packet("will QoS or retain without a will (MQTT-3.1.2-11)"));
     }
     if flags & WILL_QOS == WILL_QOS {

@@ -162,11 +162,8 @@ impl Reader {
             return Err(Malformed::protocol("packet type is not legal from this side (table 2-1)"));
         }
         let flags = match (kind, self.version) {
-            (kind::PUBLISH, _) => return Ok(()),
-            // 3.1 marks these as repeated.
-            (kind::PUBREL | kind::SUBSCRIBE | kind::UNSUBSCRIBE, Some(Version::V31)) => {
-                first & 0b0111 == 0b0010
-            }
+            // 3.1 marks requests as repeated, and calls the flags of all other packets "not used".
+            (kind::PUBLISH, _) | (_, Some(Version::V31)) => return Ok(()),
             (kind::PUBREL | kind::SUBSCRIBE | kind::UNSUBSCRIBE, _) => first & 0b1111 == 0b0010,
             _ => first.trailing_zeros() >= 4,
         };

@@ -211,6 +211,23 @@ fn password_without_user_name_is_legal_in_version_5() {
     assert_eq!((connect.user_name, connect.password.as_deref()), (None, Some(&b"p"[..])));
 }
 
+// MQTT 3.1, section 3.1: what later versions refuse.
+#[test]
+fn version_3_1_lets_names_be_missing_and_will_bits_mean_nothing_without_a_will() {
+    for (flags, rest) in [("c2", ""), ("82", ""), ("c2", "000175"), ("0a", ""), ("22", "")] {
+        let length = 15 + rest.len() / 2;
+        let bytes = format!("10 {length:02x} 0006 4d5149736470 03 {flags} 0000 0001 61 {rest}");
+        let Some(Packet::Connect(connect)) = first(&bytes).unwrap() else { panic!("{bytes}") };
+        assert_eq!(connect.user_name.is_some(), !rest.is_empty());
+        assert_eq!((connect.password, connect.will), (None, None));
+    }
+    let later =
+        ["10 0d 0004 4d515454 04 c2 0000 0001 61", "10 0e 0004 4d515454 05 82 0000 00 0001 61"];
+    for bytes in later {
+        refused(first(bytes), Reason::MALFORMED_PACKET);
+    }
+}
+
 #[test]
 fn a_byte_order_mark_stays() {
     let bytes = "10 10 0004 4d515454 04 02 0000 0004 efbbbf61";
@@ -330,10 +347,13 @@ fn an_illegal_later_packet_is_refused() {
     refused(from_server(V311, "82 06 0001 0001 61 00"), Reason::PROTOCOL_ERROR);
 }
 
+// MQTT 3.1, sections 3.8, 3.12 and 3.14: requests may be marked as repeated, other packets do not use the flags.
 #[test]
-fn version_3_1_may_mark_requests_as_repeated() {
-    assert!(from_client(Version::V31, "8a 06 0001 0001 61 01").is_ok());
-    assert!(from_client(Version::V31, "6a 02 0001").is_ok());
+fn version_3_1_may_mark_requests_as_repeated_and_does_not_use_other_flags() {
+    for packet in ["8a 06 0001 0001 61 01", "6a 02 0001", "c5 00", "e1 00"] {
+        assert!(from_client(Version::V31, packet).is_ok(), "{packet}");
+        refused(from_client(Version::V311, packet), Reason::MALFORMED_PACKET);
+    }
 }
 
 #[test]

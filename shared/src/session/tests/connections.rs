@@ -117,6 +117,7 @@ fn a_missing_client_id_is_assigned_where_the_version_allows() {
         (v311("", false), "CONNACK 85"),
         (Connect { version: Version::V31, ..v311("", true) }, "CONNACK 85"),
         (v5(&"x".repeat(257)), "CONNACK 85"),
+        (Connect { version: Version::V31, ..v311(&"é".repeat(24), true) }, "CONNACK 85"),
     ] {
         let version = connect.version;
         let client = w.connect(connect);
@@ -125,6 +126,18 @@ fn a_missing_client_id_is_assigned_where_the_version_allows() {
         assert_eq!(assigned.is_some(), version == Version::V5 && line == "CONNACK 00");
     }
     assert_eq!(w.state.stats().sessions, 3, "each has its own");
+}
+
+// MQTT 3.1, section 3.1: a client id has 1 to 23 characters.
+#[test]
+fn version_3_1_takes_client_ids_of_up_to_23_characters() {
+    let mut w = world();
+    for client in ["x", &"é".repeat(23)] {
+        let connect = Connect { version: Version::V31, ..v311(client, false) };
+        w.join(connect.clone());
+        let again = w.connect(connect);
+        assert_eq!(w.take(again)[0], "CONNACK 00 present", "written to 3.1 without it");
+    }
 }
 
 #[test]

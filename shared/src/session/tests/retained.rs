@@ -59,6 +59,23 @@ fn retain_handling_says_when_retained_messages_are_sent() {
     }
 }
 
+// [MQTT-3.8.4-5]
+#[test]
+fn a_filter_twice_in_one_packet_is_as_good_as_two_packets() {
+    let mut w = world();
+    let client = w.join(v5("c"));
+    w.publish(client, Publish { retain: true, ..publish("t", "x", Q1, 1) });
+    w.expect(client, &["PUBACK 1"]);
+    let options =
+        |qos, retain_handling| SubscriptionOptions { qos, retain_handling, ..Default::default() };
+    w.subscribe_with(
+        client,
+        &[("t", options(Q1, 1)), ("t", options(Q0, 0)), ("t", options(Q0, 1))],
+        None,
+    );
+    w.expect(client, &["SUBACK 1 01 00 00", "t x q1 #1 retain", "t x q0 retain"]);
+}
+
 // [MQTT-3.3.1-12] [MQTT-3.3.1-13]
 #[test]
 fn the_retain_flag_goes_on_only_as_published_is_asked_for() {
