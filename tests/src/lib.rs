@@ -5,6 +5,7 @@
 
 pub mod checker;
 pub mod device;
+pub mod differential;
 pub mod kafka;
 pub mod process;
 pub mod s3;
