@@ -291,7 +291,7 @@ mod tests {
         let mut config = config();
         config.auth.password_file = file.to_str().unwrap().to_owned();
         let access = Access::prepare(&config).await.unwrap();
-        assert_eq!(access.listeners[0].methods[..], [Method::Password]);
+        assert_eq!(access.listeners[0].methods[..], [Method::Password, Method::Scram]);
         let before = access.stamps();
         fs::write(&file, format!("gw-2:{device}\ngw:{device}\n")).unwrap();
         assert_ne!(access.stamps(), before);

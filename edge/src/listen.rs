@@ -6,19 +6,20 @@
 //! Nothing of the broker's state is touched before the name is proved. Change here: the order of these steps. Not here:
 //! transports, limits of accepting, what a connection does.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::pending, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep},
 };
 use tributary_shared::{
     auth::{Holds, Identities, Identity, Method, Refusal, Shown},
-    clock::{Clock, wall_ms},
+    clock::{self, Clock},
     connection::{self, Context, Opened, Settings, Until},
     net::{
         Admitted, Gate, Listener, Stream,
         listener::{Arrived, Bound},
+        tls::Held,
     },
     session::event::Peer,
 };
@@ -64,7 +65,7 @@ impl Door {
         arrived: Box<Arrived>,
         methods: Arc<[Method]>,
     ) -> Option<(Box<Opened<Stream>>, Peer, Admitted)> {
-        let Arrived { stream, address, certificate, deadline, mut admitted } = *arrived;
+        let Arrived { stream, address, certificate, held, deadline, mut admitted } = *arrived;
         let context = &self.context;
         let left = deadline.saturating_duration_since(Instant::now());
         let handshake_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
@@ -109,7 +110,7 @@ impl Door {
         admitted.handshake_done();
         match outcome {
             Ok((identity, proof)) => {
-                opened.until = self.until(&identity);
+                opened.until = self.until(&identity, held);
                 let principal = identity.principal;
                 Some((opened, Peer { principal, address, proof }, admitted))
             }
@@ -137,23 +138,34 @@ impl Door {
     }
 
     /// When a client that is in has to go.
-    fn until(&self, identity: &Identity) -> Option<Until> {
-        match (identity.holds, &identity.principal) {
-            (Holds::Until(wall_ms), _) => Some(Until::new(sleep_until(instant(wall_ms)))),
+    fn until(&self, identity: &Identity, held: Option<Held>) -> Option<Until> {
+        let identities = Arc::clone(&self.identities);
+        let proof = match (identity.holds, &identity.principal) {
+            (Holds::Token(wall_ms, by), _) => Some(Until::new(async move {
+                tokio::select! {
+                    () = clock::reach(wall_ms) => {}
+                    () = identities.trust_ended(by) => {}
+                }
+            })),
             (Holds::Stored(was), Some(user)) => {
-                let identities = Arc::clone(&self.identities);
                 Some(Until::new(identities.password_changed(user.clone(), was)))
             }
             (Holds::Connection | Holds::Stored(_), _) => None,
-        }
+        };
+        let Some(held) = held else { return proof };
+        Some(Until::new(async move {
+            let proof = async {
+                match proof {
+                    Some(proof) => proof.0.await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                () = proof => {}
+                () = held.ended() => {}
+            }
+        }))
     }
-}
-
-/// When a wall clock time comes, as far as can be known now.
-fn instant(wall: i64) -> Instant {
-    let left_ms = u64::try_from(wall.saturating_sub(wall_ms())).unwrap_or(0);
-    let now = Instant::now();
-    now.checked_add(Duration::from_millis(left_ms)).unwrap_or(now)
 }
 
 #[cfg(test)]
@@ -175,6 +187,7 @@ mod tests {
             stream: Stream::Tcp(dialed),
             address: None,
             certificate: auth::Certificate::None,
+            held: None,
             deadline: Instant::now(),
             admitted: Gate::new(net::Settings::default()).admit(None).unwrap(),
         });

@@ -37,11 +37,30 @@ pub fn wall_ms() -> i64 {
     }
 }
 
+/// Waits for a wall clock time. A gateway's clock may jump by decades when it hears of the time, so it looks every hour.
+pub async fn reach(wall: i64) {
+    loop {
+        let left = wall.saturating_sub(wall_ms());
+        let Ok(left @ 1..) = u64::try_from(left) else { return };
+        let left = std::time::Duration::from_millis(left);
+        tokio::time::sleep(left.min(std::time::Duration::from_hours(1))).await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_wall_clock_time_is_waited_for() {
+        reach(i64::MIN).await;
+        reach(wall_ms() - 1).await;
+        let soon = wall_ms() + 50;
+        reach(soon).await;
+        assert!(wall_ms() >= soon);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn monotonic_time_counts_from_the_start() {

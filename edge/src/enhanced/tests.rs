@@ -62,6 +62,7 @@ impl Server {
             stream: Stream::Unix(far),
             address: None,
             certificate: Certificate::None,
+            held: None,
             deadline: Instant::now() + Duration::from_secs(5),
             admitted: self.gate.admit(None).unwrap(),
         });

@@ -1,9 +1,10 @@
 //! The life of one connection after its CONNECT.
 
 use std::{
-    future::{Future, pending},
+    future::{Future, poll_fn},
     pin::pin,
     sync::atomic::{AtomicBool, AtomicU16, Ordering},
+    task::Poll,
     time::Duration,
 };
 
@@ -94,7 +95,7 @@ pub fn run<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let Opened { stream, mut reader, buffer, connect, until, again } = opened;
+    let Opened { stream, mut reader, buffer, connect, mut until, again } = opened;
     let connection = context.next_connection();
     let link = Link {
         context,
@@ -113,7 +114,7 @@ where
         if Box::pin(context.handle.incoming.send(*hello)).await.is_err() {
             return End::Stopping;
         }
-        let end = both(&link, &mut reading, &mut write_half, until).await;
+        let end = both(&link, &mut reading, &mut write_half, &mut until).await;
         tracing::debug!(connection = connection.0, ?end, "connection ended");
         if end.is_ours() {
             let stream = reading.half.unsplit(write_half);
@@ -128,7 +129,7 @@ async fn both<S>(
     link: &Link<'_>,
     reading: &mut Reading<ReadHalf<S>>,
     write_half: &mut WriteHalf<S>,
-    until: Option<Until>,
+    until: &mut Option<Until>,
 ) -> End
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -158,11 +159,9 @@ where
     end
 }
 
-async fn expired(until: Option<Until>) {
-    match until {
-        Some(until) => until.0.await,
-        None => pending().await,
-    }
+/// No `async fn`: that would keep room for what it waits for twice.
+fn expired(until: &mut Option<Until>) -> impl Future<Output = ()> {
+    poll_fn(|task| until.as_mut().map_or(Poll::Pending, |until| until.0.as_mut().poll(task)))
 }
 
 /// What the client is told last (MQTT-3.14.0-1: only after a CONNACK that accepted it; only version 5 has it).

@@ -34,7 +34,7 @@ use super::{
     password::Stored,
     scram::Strangers,
     throttle::Throttle,
-    token::Token,
+    token::{Token, Trust},
 };
 use crate::{mqtt::packet::Reason, session::event::Now};
 pub use exchange::Exchange;
@@ -139,8 +139,8 @@ pub struct Identity {
 pub enum Holds {
     /// As long as its connection.
     Connection,
-    /// Until this wall time, ms.
-    Until(i64),
+    /// Until this wall time, ms, or until what it was checked against is not trusted any more.
+    Token(i64, Trust),
     /// Until another password, or none, is stored for the name. What was stored, as a number of this process.
     Stored(u64),
 }
@@ -244,6 +244,16 @@ impl Identities {
         }
     }
 
+    /// Waits until tokens that were checked against this are not taken any more.
+    pub async fn trust_ended(self: Arc<Self>, by: Trust) {
+        let mut read_again = self.read_again.subscribe();
+        while self.files().tokens.trusts(by) {
+            if read_again.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     fn number(&self, stored: Option<&Stored>) -> u64 {
         self.numbers.hash_one(stored.map(ToString::to_string))
     }
@@ -310,8 +320,8 @@ impl Identities {
                 count(&self.counters.wrong);
                 refusal(Reason::BAD_USER_NAME_OR_PASSWORD, "token refused")
             })?;
-            let Token { principal, expires_ms } = verified;
-            let holds = Holds::Until(expires_ms);
+            let Token { principal, expires_ms, by } = verified;
+            let holds = Holds::Token(expires_ms, by);
             let identity = Identity { principal: Some(principal), holds };
             return Ok((identity, device));
         }

@@ -119,7 +119,7 @@ async fn the_first_means_that_a_client_uses_decides() {
         assert_eq!(outcome(&all, shown, methods).await, expected, "{shown:?} {methods:?}");
     }
     let holds = all.identify(showing("", &good, "gw-1"), &ALL, NOW).await.unwrap().holds;
-    assert_eq!(holds, Holds::Until(1_700_000_160_000));
+    assert!(matches!(holds, Holds::Token(1_700_000_160_000, _)));
 }
 
 #[test]
@@ -210,6 +210,31 @@ async fn who_is_in_by_a_password_is_out_when_it_changes_and_only_then() {
     folder.write("users", "");
     all.reload(&settings).unwrap();
     out.await;
+}
+
+#[tokio::test]
+async fn who_is_in_by_a_token_is_out_when_its_key_goes_or_more_is_demanded() {
+    use futures::FutureExt as _;
+    let folder = Folder::new();
+    let (settings, _) = two_users(&folder);
+    let all = Identities::open(&settings).unwrap();
+    let good = token("gw-1");
+    let by = async || match all.identify(showing("", &good, "gw-1"), &ALL, NOW).await {
+        Ok(Identity { holds: Holds::Token(_, by), .. }) => by,
+        other => panic!("{other:?}"),
+    };
+    let mut ended = Box::pin(Arc::clone(&all).trust_ended(by().await));
+    folder.write("users", "");
+    all.reload(&settings).unwrap();
+    assert!(ended.as_mut().now_or_never().is_none(), "only passwords changed");
+    let strict = Settings { token_issuer: "somebody".to_owned(), ..settings.clone() };
+    all.reload(&strict).unwrap();
+    ended.await;
+    all.reload(&settings).unwrap();
+    let ended = Arc::clone(&all).trust_ended(by().await);
+    folder.write("token", &SECRET.replace('0', "1"));
+    all.reload(&settings).unwrap();
+    ended.await;
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytestring::ByteString;
 use ring::{
-    hmac,
+    digest, hmac,
     signature::{
         ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256,
         RSA_PSS_2048_8192_SHA256, RsaPublicKeyComponents, UnparsedPublicKey, VerificationAlgorithm,
@@ -53,7 +53,13 @@ pub struct Token {
     pub principal: ByteString,
     /// Wall ms when it is worth nothing any more.
     pub expires_ms: i64,
+    /// What it was checked against.
+    pub by: Trust,
 }
+
+/// Stands for a key, and for what is demanded of tokens beside its signature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trust([u8; digest::SHA256_OUTPUT_LEN]);
 
 /// Why a token proves nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -208,17 +214,43 @@ impl Tokens {
         let mac = URL_SAFE_NO_PAD.decode(mac).map_err(|_| Refused::Form)?;
         let mut keys = self.keys.iter().filter(|key| key.fits(algorithm, header.kid.as_deref()));
         let mut refused = Refused::NoKey;
-        let verified = keys.any(|key| {
+        let key = keys.find(|key| {
             refused = Refused::Signature;
             key.verify(signed.as_bytes(), &mac)
         });
-        if !verified {
-            return Err(refused);
-        }
-        self.claims(&json(claims)?, wall_ms)
+        let key = key.ok_or(refused)?;
+        self.claims(&json(claims)?, key, wall_ms)
     }
 
-    fn claims(&self, claims: &Value, wall_ms: i64) -> Result<Token, Refused> {
+    /// What a token was checked against is still here: it would be taken again.
+    pub fn trusts(&self, by: Trust) -> bool {
+        self.keys.iter().any(|key| self.trust(key) == by)
+    }
+
+    fn trust(&self, key: &Key) -> Trust {
+        let mut all = digest::Context::new(&digest::SHA256);
+        let mut add = |part: &[u8]| {
+            all.update(&(part.len() as u64).to_le_bytes());
+            all.update(part);
+        };
+        for text in [&self.issuer, &self.audience, &key.id] {
+            add(&[u8::from(text.is_some())]);
+            add(text.as_deref().unwrap_or("").as_bytes());
+        }
+        add(self.claim.as_bytes());
+        add(&[key.algorithm as u8]);
+        match &key.form {
+            Form::Secret(secret) => add(hmac::sign(secret, b"which key").as_ref()),
+            Form::Public(key) => add(key),
+            Form::Rsa { n, e } => {
+                add(n);
+                add(e);
+            }
+        }
+        Trust(all.finish().as_ref().try_into().unwrap_or_default())
+    }
+
+    fn claims(&self, claims: &Value, key: &Key, wall_ms: i64) -> Result<Token, Refused> {
         let expires_s = seconds(claims.get("exp").ok_or(Refused::NoExpiry)?)?;
         let expires_ms = expires_s.saturating_add(LEEWAY_S).saturating_mul(1000);
         if expires_ms <= wall_ms {
@@ -247,7 +279,7 @@ impl Tokens {
         if !super::is_principal(name) {
             return Err(Refused::Nobody);
         }
-        Ok(Token { principal: name.into(), expires_ms })
+        Ok(Token { principal: name.into(), expires_ms, by: self.trust(key) })
     }
 }
 

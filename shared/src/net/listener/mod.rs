@@ -124,6 +124,8 @@ pub struct Arrived {
     pub address: Option<SocketAddr>,
     /// What TLS says of it.
     pub certificate: Certificate,
+    /// Its certificate, to be looked at again.
+    pub held: Option<tls::Held>,
     /// When it must have identified itself.
     pub deadline: Instant,
     /// Its place: to be told when it has identified itself, and to be kept to its end.
@@ -269,18 +271,21 @@ impl Listener {
                     Transport::Ws => Stream::WebSocket(Box::new(self.upgrade(stream).await?)),
                     Transport::Tcp | Transport::Tls | Transport::Wss => Stream::Tcp(stream),
                 };
-                return Ok((stream, Certificate::None));
+                return Ok((stream, Certificate::None, None));
             };
+            let changes = tls.changes();
             let stream = tls.accept(stream).await?;
             let name = Certificate::read(tls::client_certificate(&stream));
+            let held = tls::Held::of(tls, &stream, changes);
             let stream = match self.transport {
                 Transport::Wss => Stream::SecureWebSocket(Box::new(self.upgrade(stream).await?)),
                 Transport::Tcp | Transport::Tls | Transport::Ws => Stream::Tls(Box::new(stream)),
             };
-            Ok((stream, name))
+            Ok((stream, name, held))
         };
-        let (stream, certificate) = self.settle(timeout_at(deadline, opening).await, address)?;
-        Some(Box::new(Arrived { stream, address, certificate, deadline, admitted }))
+        let opened = self.settle(timeout_at(deadline, opening).await, address)?;
+        let (stream, certificate, held) = opened;
+        Some(Box::new(Arrived { stream, address, certificate, held, deadline, admitted }))
     }
 
     async fn open_local(
@@ -298,8 +303,8 @@ impl Listener {
             })
         };
         let stream = self.settle(timeout_at(deadline, opening).await, None)?;
-        let certificate = Certificate::None;
-        Some(Box::new(Arrived { stream, address: None, certificate, deadline, admitted }))
+        let (address, certificate, held) = (None, Certificate::None, None);
+        Some(Box::new(Arrived { stream, address, certificate, held, deadline, admitted }))
     }
 
     async fn upgrade<S>(&self, stream: S) -> Result<websocket::WebSocket<S>, UpgradeError>

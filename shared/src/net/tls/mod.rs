@@ -1,9 +1,11 @@
 //! TLS on listeners: certificates from files, client certificates, both exchanged while connections run.
 //!
 //! TLS 1.3, and 1.2 where a listener says so; rustls with ring. A reload swaps the whole configuration for new connections
-//! and leaves old ones alone; it also forgets tickets, so nobody resumes past a revocation. A bad new file keeps what was
-//! there and is counted.
+//! and forgets tickets, so nobody resumes past a revocation; clients that are connected are looked at again ([`Held`]). A bad
+//! new file keeps what was there and is counted.
 //! Change here: what is negotiated. Not here: which name a certificate gives (`auth::certificate`), deadlines (`listener`).
+
+mod held;
 
 use std::{
     fs, io,
@@ -15,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use ::ring::digest;
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::ring,
@@ -25,9 +28,14 @@ use rustls::{
     time_provider::{DefaultTimeProvider, TimeProvider},
     version::{TLS12, TLS13},
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::watch,
+};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use x509_cert::{Certificate, der::Decode as _};
+
+pub use held::Held;
 
 /// 2026-01-01: it is never earlier than that. A gateway without a battery starts in 1970.
 const WRITTEN: Duration = Duration::from_hours(490_896);
@@ -67,12 +75,25 @@ pub struct TlsError {
 pub struct Tls {
     files: Files,
     setting: String,
-    current: RwLock<Arc<ServerConfig>>,
+    current: RwLock<Current>,
+    /// Changes when other clients' certificates may be trusted.
+    trust: watch::Sender<()>,
     /// Handshakes that came to nothing.
     pub failed: AtomicU64,
     /// Changed files that could not be used.
     pub bad_files: AtomicU64,
 }
+
+/// What the files said when they were read.
+#[derive(Debug, Clone)]
+struct Current {
+    config: Arc<ServerConfig>,
+    verifier: Arc<dyn ClientCertVerifier>,
+    clients: Clients,
+}
+
+/// Stands for the files that say which clients' certificates are trusted.
+type Clients = [u8; digest::SHA256_OUTPUT_LEN];
 
 impl Tls {
     /// Reads the files. `setting`: what names the listener, for errors.
@@ -80,7 +101,8 @@ impl Tls {
         let setting = setting.to_owned();
         let current = RwLock::new(configuration(&files, &setting)?);
         let (failed, bad_files) = (AtomicU64::new(0), AtomicU64::new(0));
-        Ok(Arc::new(Self { files, setting, current, failed, bad_files }))
+        let trust = watch::Sender::new(());
+        Ok(Arc::new(Self { files, setting, current, trust, failed, bad_files }))
     }
 
     /// The files to watch.
@@ -99,8 +121,19 @@ impl Tls {
         let new = configuration(&self.files, &self.setting).inspect_err(|_| {
             self.bad_files.fetch_add(1, Ordering::Relaxed);
         })?;
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
+        let verifiers = new.clients;
+        let old = std::mem::replace(
+            &mut *self.current.write().unwrap_or_else(PoisonError::into_inner),
+            new,
+        );
+        if old.clients != verifiers {
+            self.trust.send_replace(());
+        }
         Ok(())
+    }
+
+    fn current(&self) -> Current {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The handshake. Cancel it by a deadline.
@@ -108,14 +141,14 @@ impl Tls {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let current = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
-        TlsAcceptor::from(current).accept(stream).await.inspect_err(|_| {
+        let config = self.current().config;
+        TlsAcceptor::from(config).accept(stream).await.inspect_err(|_| {
             self.failed.fetch_add(1, Ordering::Relaxed);
         })
     }
 }
 
-/// When our certificate ends, since 1970.
+/// When a chain's own certificate ends, since 1970.
 fn expiry(chain: &[CertificateDer<'_>]) -> Option<Duration> {
     let own = Certificate::from_der(chain.first()?).ok()?;
     Some(own.tbs_certificate().validity().not_after.to_unix_duration())
@@ -126,7 +159,7 @@ pub fn client_certificate<S>(stream: &TlsStream<S>) -> Option<&[u8]> {
     stream.get_ref().1.peer_certificates()?.first().map(AsRef::as_ref)
 }
 
-fn configuration(files: &Files, setting: &str) -> Result<Arc<ServerConfig>, TlsError> {
+fn configuration(files: &Files, setting: &str) -> Result<Current, TlsError> {
     let wrong = |file: &str, why: String| TlsError {
         setting: setting.to_owned(),
         file: file.to_owned(),
@@ -140,14 +173,14 @@ fn configuration(files: &Files, setting: &str) -> Result<Arc<ServerConfig>, TlsE
         .map_err(|error| wrong(&files.key, format!("no private key: {error}")))?;
     let versions = if files.tls12 { &[&TLS13, &TLS12][..] } else { &[&TLS13] };
     let provider = Arc::new(ring::default_provider());
-    let verifier = verifier(files, &provider, &read, &wrong)?;
+    let (verifier, clients) = verifier(files, &provider, &read, &wrong)?;
     let config = ServerConfig::builder_with_details(provider, Arc::new(Since))
         .with_protocol_versions(versions)
         .map_err(|error| wrong(&files.certificate, error.to_string()))?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::clone(&verifier))
         .with_single_cert(chain, key)
         .map_err(|error| wrong(&files.certificate, format!("with {}: {error}", files.key)))?;
-    Ok(Arc::new(config))
+    Ok(Current { config: Arc::new(config), verifier, clients })
 }
 
 fn verifier(
@@ -155,12 +188,15 @@ fn verifier(
     provider: &Arc<rustls::crypto::CryptoProvider>,
     read: &impl Fn(&str) -> Result<Vec<u8>, TlsError>,
     wrong: &impl Fn(&str, String) -> TlsError,
-) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+) -> Result<(Arc<dyn ClientCertVerifier>, Clients), TlsError> {
+    let mut said = digest::Context::new(&digest::SHA256);
     if files.client_ca.is_empty() {
-        return Ok(Arc::new(NoClientAuth));
+        return Ok((Arc::new(NoClientAuth), said.finish().as_ref().try_into().unwrap_or_default()));
     }
     let mut roots = RootCertStore::empty();
-    let authorities = pems::<CertificateDer<'_>>(&read(&files.client_ca)?);
+    let authorities = read(&files.client_ca)?;
+    said.update(&authorities);
+    let authorities = pems::<CertificateDer<'_>>(&authorities);
     for authority in authorities.map_err(|why| wrong(&files.client_ca, why))? {
         roots.add(authority).map_err(|error| wrong(&files.client_ca, error.to_string()))?;
     }
@@ -168,17 +204,17 @@ fn verifier(
     let builder = if files.client_crl.is_empty() {
         builder
     } else {
-        let lists = pems::<CertificateRevocationListDer<'_>>(&read(&files.client_crl)?);
+        let lists = read(&files.client_crl)?;
+        said.update(&lists);
+        let lists = pems::<CertificateRevocationListDer<'_>>(&lists);
         // Every authority that signs clients needs a list; those above it are replaced with `client_ca`.
         builder
             .with_crls(lists.map_err(|why| wrong(&files.client_crl, why))?)
             .only_check_end_entity_revocation()
     };
     let builder = if files.client_must { builder } else { builder.allow_unauthenticated() };
-    builder
-        .build()
-        .map(|verifier| verifier as _)
-        .map_err(|error| wrong(&files.client_ca, error.to_string()))
+    let verifier = builder.build().map_err(|error| wrong(&files.client_ca, error.to_string()))?;
+    Ok((verifier, said.finish().as_ref().try_into().unwrap_or_default()))
 }
 
 fn read(file: &str) -> Result<Vec<u8>, String> {

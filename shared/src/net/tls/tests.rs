@@ -218,6 +218,45 @@ async fn new_files_are_served_from_now_on_and_bad_ones_are_not() {
     assert_eq!(serial(&exchange(&tls, connector()).await.unwrap()), [2]);
 }
 
+/// With the server's end of a connection, and what becomes of its client's certificate.
+fn held(tls: &Arc<Tls>, exchanged: &Exchanged) -> impl Future<Output = ()> + use<> {
+    Held::of(tls, &exchanged.server, tls.changes()).unwrap().ended()
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_revoked_while_its_connection_is_open_ends_it() {
+    use futures::FutureExt as _;
+    let (authority, other) = (Authority::new(), Authority::new());
+    let (good, bad) = (authority.sign("gw-1", 7), authority.sign("gw-2", 8));
+    let files = Files {
+        client_ca: authority.write("ca.pem", &authority.pem),
+        client_crl: authority.write("crl.pem", &authority.revocation_list(9)),
+        ..authority.server(1)
+    };
+    let tls = Tls::open(files, "l").unwrap();
+    let connect = async |pair| exchange(&tls, authority.connector(pair, false)).await.unwrap();
+    let none = connect(None).await;
+    assert!(Held::of(&tls, &none.server, tls.changes()).is_none());
+    let mut stays = Box::pin(held(&tls, &connect(Some(&good)).await));
+    let mut goes = Box::pin(held(&tls, &connect(Some(&bad)).await));
+    authority.server(2);
+    tls.reload().unwrap();
+    for one in [&mut stays, &mut goes] {
+        assert!(one.as_mut().now_or_never().is_none(), "only our own certificate changed");
+    }
+    authority.write("crl.pem", &authority.revocation_list(8));
+    tls.reload().unwrap();
+    goes.await;
+    assert!(stays.as_mut().now_or_never().is_none());
+    authority.write("crl.pem", "damaged");
+    assert!(tls.reload().is_err());
+    assert!(stays.as_mut().now_or_never().is_none(), "a bad file changes nothing");
+    authority.write("ca.pem", &other.pem);
+    authority.write("crl.pem", &other.revocation_list(1));
+    tls.reload().unwrap();
+    stays.await;
+}
+
 /// KIP-498: what is not TLS was taken for a length of hundreds of megabytes.
 #[tokio::test]
 async fn plain_text_on_a_tls_port_is_refused_at_once() {
