@@ -11,7 +11,7 @@ pub mod read;
 pub mod write;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use packet::{Packet, PacketId, Qos, Reason, Version};
 pub use read::{Malformed, Reader};

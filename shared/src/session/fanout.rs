@@ -123,7 +123,8 @@ impl State {
 
     /// Fills the scratch with targets and groups.
     fn match_topic(&mut self, message: &Message) {
-        let Self { routes, sessions, clients, scratch, .. } = self;
+        let Self { settings, routes, sessions, clients, scratch, .. } = self;
+        let merge = !settings.copy_each_match;
         scratch.round += 1;
         let round = scratch.round;
         let mut publisher: Option<Option<SessionId>> = None;
@@ -142,7 +143,8 @@ impl State {
                 let Some(session) = sessions.get_mut(&subscriber.session) else { continue };
                 let qos = options.qos.min(message.qos);
                 let retain = message.retain && options.retain_as_published;
-                if session.met.0 == round
+                if merge
+                    && session.met.0 == round
                     && let Some(target) = scratch.targets.get_mut(session.met.1)
                 {
                     target.qos = target.qos.max(qos);

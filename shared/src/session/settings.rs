@@ -31,6 +31,9 @@ crate::settings! {
         pub subscriptions: usize = 256,
         /// Bytes of a topic filter.
         pub filter_bytes: usize = 512,
+        /// A client with several subscriptions that match a message gets it once for each, with the QoS and id of that one.
+        /// false: once, with the highest QoS and all ids.
+        pub copy_each_match: bool = false,
         /// Levels of a topic or filter.
         pub topic_levels: usize = 32,
         /// Retained messages; a new topic beyond that is refused.

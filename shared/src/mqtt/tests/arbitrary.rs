@@ -245,7 +245,7 @@ fn auth(sender: Sender) -> impl Strategy<Value = Auth> {
 }
 
 /// A packet a client may send after CONNECT, in version 5.
-pub(super) fn from_client() -> impl Strategy<Value = Packet> {
+pub(crate) fn from_client() -> impl Strategy<Value = Packet> {
     let publish = publish().prop_map(|publish| Publish { subscription_ids: Vec::new(), ..publish });
     prop_oneof![
         publish.prop_map(Packet::Publish),
@@ -273,7 +273,7 @@ pub(super) fn from_server() -> impl Strategy<Value = Packet> {
 }
 
 /// CONNECT of version 5.
-pub(super) fn first() -> impl Strategy<Value = Packet> {
+pub(crate) fn first() -> impl Strategy<Value = Packet> {
     connect().prop_map(|connect| Packet::Connect(Box::new(connect)))
 }
 
@@ -287,7 +287,7 @@ fn acks() -> impl Strategy<Value = Packet> {
 }
 
 /// What is left of a packet when an older version writes it; `None`: that version does not have it.
-pub(super) fn in_version(packet: &Packet, version: Version, from: Sender) -> Option<Packet> {
+pub(crate) fn in_version(packet: &Packet, version: Version, from: Sender) -> Option<Packet> {
     if version == Version::V5 {
         return Some(packet.clone());
     }

@@ -1,7 +1,8 @@
 //! The codec against the standard's bytes, against itself, against wrong bytes and against the `mqttbytes` crate.
 
-mod arbitrary;
+pub(crate) mod arbitrary;
 mod differential;
 mod robust;
 mod round_trip;
 mod vectors;
+mod version_5;

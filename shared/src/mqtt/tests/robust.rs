@@ -5,6 +5,7 @@ use proptest::{strategy::ValueTree, test_runner::TestRunner};
 
 use super::{arbitrary, vectors::connected};
 use crate::mqtt::{
+    check::{self, Sender},
     packet::{Packet, Version},
     read::Reader,
     write::write,
@@ -84,8 +85,15 @@ fn a_million_mutations_are_answered_without_a_panic() {
             match reader.read(&mut buffer) {
                 Ok(Some(_)) => read += 1,
                 Ok(None) => break,
-                Err(_) => {
+                Err(malformed) => {
                     refused += 1;
+                    let reason = malformed.reason;
+                    let legal = match (client, bytes[0] >> 4) {
+                        (true, 1) => check::is_connack_reason(reason),
+                        (true, _) => check::is_disconnect_reason(reason, Sender::Server),
+                        (false, _) => check::is_disconnect_reason(reason, Sender::Client),
+                    };
+                    assert!(legal, "{malformed}");
                     break;
                 }
             }

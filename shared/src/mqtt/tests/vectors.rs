@@ -11,7 +11,7 @@ use crate::mqtt::{
     write::write,
 };
 
-fn hex(text: &str) -> BytesMut {
+pub(super) fn hex(text: &str) -> BytesMut {
     let digits: Vec<u8> = text
         .chars()
         .filter(|c| !c.is_whitespace())
@@ -32,11 +32,11 @@ pub(super) fn connected(version: Version) -> Reader {
     reader
 }
 
-fn first(text: &str) -> Result<Option<Packet>, Malformed> {
+pub(super) fn first(text: &str) -> Result<Option<Packet>, Malformed> {
     Reader::server(1 << 20).read(&mut hex(text))
 }
 
-fn from_client(version: Version, text: &str) -> Result<Packet, Malformed> {
+pub(super) fn from_client(version: Version, text: &str) -> Result<Packet, Malformed> {
     connected(version).read(&mut hex(text)).map(|packet| packet.expect("a whole packet"))
 }
 
@@ -50,12 +50,12 @@ fn id(number: u16) -> PacketId {
 }
 
 #[track_caller]
-fn refused(result: Result<impl std::fmt::Debug, Malformed>, reason: Reason) {
+pub(super) fn refused(result: Result<impl std::fmt::Debug, Malformed>, reason: Reason) {
     assert_eq!(result.expect_err("illegal bytes").reason, reason);
 }
 
 #[track_caller]
-fn writes(packet: &Packet, version: Version, expected: &str) {
+pub(super) fn writes(packet: &Packet, version: Version, expected: &str) {
     let mut out = BytesMut::new();
     write(packet, version, &mut out);
     assert_eq!(out, hex(expected), "{packet:?}");

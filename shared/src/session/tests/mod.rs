@@ -1,7 +1,10 @@
 //! The core as its host and its clients see it: scripted scenarios, and a random model with crashes.
 
+mod answers;
 mod connections;
 mod flows;
+mod forwarding;
+mod legal;
 mod model;
 mod own;
 mod retained;

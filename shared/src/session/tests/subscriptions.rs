@@ -83,6 +83,24 @@ fn overlapping_subscriptions_give_one_copy_with_the_highest_qos_and_all_ids() {
     );
 }
 
+#[test]
+fn where_it_is_wanted_each_overlapping_subscription_gives_its_own_copy() {
+    let settings = Settings { copy_each_match: true, ..Settings::default() };
+    let mut w = World::new(settings, Fanout::AtOnce);
+    let client = w.join(v5("c"));
+    w.subscribe_with(client, &[("a/+", options(Q1))], Some(3));
+    w.subscribe_with(client, &[("#", options(Q0))], Some(1));
+    w.subscribe_with(client, &[("a/b", options(Q2))], None);
+    w.take(client);
+    w.publish(client, publish("a/b", "x", Q2, 1));
+    let mut lines = w.take(client);
+    lines.sort_unstable();
+    assert_eq!(lines.len(), 4);
+    let each = ["PUBREC 1", "a/b x q0 ids=[1]", "a/b x q1 #", "a/b x q2 #"];
+    assert!(lines.iter().zip(each).all(|(line, begin)| line.starts_with(begin)), "{lines:?}");
+    assert!(lines[2].ends_with("ids=[3]") && !lines[3].contains("ids"));
+}
+
 // [MQTT-3.8.3-3]
 #[test]
 fn no_local_keeps_a_clients_own_messages_from_it() {
