@@ -14,6 +14,7 @@ use std::{path::Path, time::Instant};
 use common::{Client, Edge, command};
 use tributary_shared::mqtt::{Packet, Qos, Reason, packet::Ack};
 
+// [MQTT-4.3.2-4]
 #[test]
 fn what_was_acknowledged_survives_a_kill() {
     let folder = tempfile::tempdir().unwrap();

@@ -97,6 +97,7 @@ fn an_amqp_port_tells_its_version_to_the_wrong_protocol() {
     assert_eq!(throw(cloud.amqp, b"AMQP\x00\x01\x00\x00"), b"AMQP\x00\x00\x09\x01");
 }
 
+// [MQTT-3.1.2-2]
 #[test]
 fn an_mqtt_port_refuses_an_unknown_version_by_code() {
     let folder = tempfile::tempdir().expect("folder");

@@ -1,8 +1,8 @@
 //! The tables of docs/reference/ that name tests name tests that exist, and the tables of MQTT's statements leave none out.
 //!
-//! A row of docs/reference/mqtt-conformance.md is `| id | what the server must do | where | tests |`. The last cell names the
-//! tests in backticks, each with the row's id in the comment above it; or it says in plain words why there is none: `client`
-//! (only a client can break it) or `-` and the reason.
+//! A row of docs/reference/mqtt-conformance.md is `| id | what the server must do | where | tests |`. `where` names modules in
+//! backticks. The last cell names tests in backticks, each with the row's id in the comment above it; or it says in plain words
+//! why there is none: `client` (only a client can break it), or `-` and the reason.
 //! Change here: the lists of ids. Not here: what is tested (the tests carry the ids).
 
 use std::{
@@ -76,6 +76,13 @@ fn quoted(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }
 
+/// `shared::session::publish` is `shared/src/session/publish.rs`, or a folder of that name.
+fn is_module(name: &str) -> bool {
+    let Some((package, path)) = name.split_once("::") else { return false };
+    let path = root().join(package).join("src").join(path.replace("::", "/"));
+    path.is_dir() || path.with_extension("rs").is_file()
+}
+
 /// Does a comment name the id, and not just one that begins so?
 fn names(comment: &str, id: &str) -> bool {
     comment
@@ -115,6 +122,9 @@ fn faults(section: &str, prefix: &str, known: &[(&str, RangeInclusive<u32>)]) ->
         if named.is_empty() != excused || (place.is_empty() && !excused) {
             faults.push(format!("{id}: names tests and a place in the code, or says why not"));
         }
+        for module in quoted(place).into_iter().filter(|module| !is_module(module)) {
+            faults.push(format!("{id}: there is no module {module}"));
+        }
         for test in named {
             match functions.get(test) {
                 None => faults.push(format!("{id}: there is no test {test}")),
@@ -126,6 +136,8 @@ fn faults(section: &str, prefix: &str, known: &[(&str, RangeInclusive<u32>)]) ->
         }
     }
     faults.extend(rows.iter().filter(|row| *row.1 > 1).map(|row| format!("{} twice", row.0)));
+    let missing = all.iter().filter(|id| !rows.contains_key(id.as_str()));
+    faults.extend(missing.map(|id| format!("{id}: no row")));
     faults
 }
 

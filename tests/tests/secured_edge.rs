@@ -188,6 +188,7 @@ message.wait_for_publish(20)
 sys.exit(0 if message.is_published() else 1)
 "#;
 
+// [MQTT-4.2-1]
 #[test]
 fn real_clients_meet_whatever_carries_them() {
     let secured = Secured::start();
@@ -239,6 +240,7 @@ fn real_clients_meet_whatever_carries_them() {
     );
 }
 
+// [MQTT-3.1.4-2]
 #[test]
 fn a_client_gets_in_with_its_own_proof_only_and_is_told_why_not() {
     let secured = Secured::start();

@@ -232,7 +232,7 @@ fn proof(user: &str, password: &str, question: &str) -> (String, String) {
     (format!("{last},p={}", STANDARD.encode(proof)), format!("v={}", STANDARD.encode(theirs)))
 }
 
-// [MQTT-4.12.0-2] [MQTT-4.12.0-3] [MQTT-4.12.0-5] [MQTT-3.15.2-1]
+// [MQTT-3.15.2-1] [MQTT-4.12.0-2] [MQTT-4.12.0-3] [MQTT-4.12.0-5]
 #[tokio::test]
 async fn both_sides_prove_that_they_know_the_password() {
     let server = Server::start();
@@ -309,7 +309,7 @@ async fn a_proof_that_was_heard_before_is_none() {
     again.refused(0x86).await;
 }
 
-// [MQTT-3.1.2-30] [MQTT-4.12.0-5] [MQTT-3.15.1-1]
+// [MQTT-3.1.2-30] [MQTT-3.15.1-1] [MQTT-4.12.0-3] [MQTT-4.12.0-5]
 #[tokio::test]
 async fn before_connack_only_auth_of_the_same_method_and_disconnect_are_legal() {
     let server = Server::start();

@@ -110,6 +110,7 @@ mod tests {
     use super::*;
 
     /// The examples of section 4.7.1 and 4.7.2, and their edges.
+    // [MQTT-4.7.2-1]
     #[test]
     fn filters_match_as_the_standard_says() {
         for (filter, topic, expected) in [
@@ -148,6 +149,7 @@ mod tests {
         }
     }
 
+    // [MQTT-4.7.1-1] [MQTT-4.7.1-2] [MQTT-4.7.3-1] [MQTT-4.7.3-2] [MQTT-4.7.3-3]
     #[test]
     fn illegal_filters_are_told_why() {
         for (filter, why) in [
@@ -170,6 +172,7 @@ mod tests {
         }
     }
 
+    // [MQTT-4.8.2-1] [MQTT-4.8.2-2]
     #[test]
     fn shared_subscriptions_have_a_name_and_a_filter() {
         let shared = |share, filter| Ok(Subscribed { share: Some(share), filter });

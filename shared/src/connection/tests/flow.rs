@@ -1,7 +1,7 @@
 //! What a connection keeps count of: topic aliases toward the client, and messages of the client without an answer.
 
 use super::*;
-use crate::mqtt::packet::Ack;
+use crate::mqtt::packet::{Ack, SubAck};
 
 fn message(topic: &str, payload: usize) -> Outgoing {
     let Outgoing::Publish(delivery) = delivery(payload, None) else { panic!() };
@@ -24,7 +24,7 @@ fn line(topic: &str, alias: Option<u16>) -> (String, Option<u16>) {
     (topic.to_owned(), alias)
 }
 
-// MQTT-3.1.2-26, MQTT-3.3.2-7, MQTT-3.3.2-9
+// [MQTT-3.1.2-26] [MQTT-3.3.2-7] [MQTT-3.3.2-8] [MQTT-3.3.2-9] [MQTT-3.3.2-11]
 #[tokio::test(start_paused = true)]
 async fn a_client_that_takes_aliases_gets_a_topic_once_a_connection() {
     for _ in 0..2 {
@@ -44,7 +44,7 @@ async fn a_client_that_takes_aliases_gets_a_topic_once_a_connection() {
     }
 }
 
-// MQTT-3.1.2-27
+// [MQTT-3.1.2-27] [MQTT-3.3.2-11]
 #[tokio::test(start_paused = true)]
 async fn a_client_that_takes_no_aliases_gets_none() {
     let settings = || Settings { topic_aliases: 0, ..Settings::default() };
@@ -60,7 +60,7 @@ async fn a_client_that_takes_no_aliases_gets_none() {
     }
 }
 
-// MQTT-3.1.2-24
+// [MQTT-3.1.2-24]
 #[tokio::test(start_paused = true)]
 async fn an_alias_makes_no_packet_too_large() {
     let mut asked = connect(Version::V5);
@@ -88,7 +88,7 @@ async fn told(maximum: u16) -> Running {
     running
 }
 
-// MQTT-3.3.4-7, MQTT-4.9.0-2
+// [MQTT-3.3.4-7] [MQTT-4.9.0-2]
 #[tokio::test(start_paused = true)]
 async fn one_message_over_our_receive_maximum_ends_the_connection_with_0x93() {
     for qos in [Qos::AtLeastOnce, Qos::ExactlyOnce] {
@@ -110,7 +110,7 @@ async fn one_message_over_our_receive_maximum_ends_the_connection_with_0x93() {
     }
 }
 
-// MQTT-4.9.0-1, MQTT-4.9.0-3
+// [MQTT-3.3.4-8] [MQTT-4.9.0-1] [MQTT-4.9.0-3]
 #[tokio::test(start_paused = true)]
 async fn a_client_that_sends_as_many_as_it_may_and_one_for_each_answer_goes_on() {
     let mut running = told(3).await;
@@ -130,4 +130,43 @@ async fn a_client_that_sends_as_many_as_it_may_and_one_for_each_answer_goes_on()
         heard += packets.len();
     }
     assert_eq!((heard, running.end.await.unwrap()), (201, End::Gone));
+}
+
+// [MQTT-3.1.2-29]
+#[tokio::test(start_paused = true)]
+async fn who_wants_no_problem_information_gets_none_beside_connack_and_disconnect() {
+    for wanted in [true, false] {
+        let asked = Connect { request_problem_information: wanted, ..connect(Version::V5) };
+        let mut running = start(asked, Settings::default()).await;
+        let why = || (Some("why".into()), vec![("k".into(), "v".into())]);
+        let (reason_string, user_properties) = why();
+        let properties = ConnAckProperties { reason_string, user_properties, ..Default::default() };
+        running.outbox.send(connack(properties)).unwrap();
+        let Some(Packet::ConnAck(connack)) = running.client.receive().await else { panic!() };
+        assert!(connack.properties.reason_string.is_some());
+        let (reason_string, user_properties) = why();
+        let packet_id = PacketId::new(1).unwrap();
+        let ack = Ack { packet_id, reason: Reason::SUCCESS, reason_string, user_properties };
+        let (reason_string, user_properties) = why();
+        let reasons = vec![Reason::SUCCESS];
+        let suback = SubAck { packet_id, reasons, reason_string, user_properties };
+        for packet in [
+            Packet::PubAck(ack.clone()),
+            Packet::PubRec(ack.clone()),
+            Packet::PubRel(ack.clone()),
+            Packet::PubComp(ack),
+            Packet::SubAck(suback.clone()),
+            Packet::UnsubAck(suback),
+        ] {
+            running.outbox.send(Outgoing::Packet(Box::new(packet.clone()))).unwrap();
+            let plain = crate::mqtt::write::without_diagnostics(&packet, true).unwrap();
+            let expected = if wanted { packet } else { plain };
+            assert_eq!(running.client.receive().await, Some(expected));
+        }
+        let (reason_string, user_properties) = why();
+        let last =
+            Disconnect { reason_string, user_properties, ..Disconnect::new(Reason::SERVER_BUSY) };
+        running.outbox.send(Outgoing::Packet(Box::new(Packet::Disconnect(last.clone())))).unwrap();
+        assert_eq!(running.client.receive().await, Some(Packet::Disconnect(last)));
+    }
 }

@@ -167,6 +167,7 @@ async fn refused(sent: &[u8]) -> (Refused, Vec<u8>, Arc<Context>) {
     (result.err().unwrap(), answer, context)
 }
 
+// [MQTT-3.1.2-2] [MQTT-3.1.2-3] [MQTT-3.1.4-1] [MQTT-3.2.2-7]
 #[tokio::test(start_paused = true)]
 async fn a_malformed_connect_is_answered_in_its_version() {
     let (_, answer, context) = refused(b"\x10\x0d\x00\x04MQTT\x02\x02\x00\x00\x00\x01a").await;
@@ -180,6 +181,7 @@ async fn a_malformed_connect_is_answered_in_its_version() {
     assert!(answer.is_empty(), "3.1.1 has no code for it");
 }
 
+// [MQTT-3.1.0-1]
 #[tokio::test(start_paused = true)]
 async fn another_protocol_on_the_port_is_named_and_counted() {
     for (sent, name) in [
@@ -263,6 +265,7 @@ async fn a_disconnect_may_be_answered() {
     assert!(matches!(running.incoming.recv().await, Some(Incoming::Closed(_, None))));
 }
 
+// [MQTT-3.14.4-1] [MQTT-3.14.4-2] [MQTT-4.13.1-1]
 #[tokio::test(start_paused = true)]
 async fn a_malformed_packet_ends_the_connection_with_its_reason() {
     let mut running = accepted(connect(Version::V5), Settings::default()).await;
@@ -279,6 +282,7 @@ async fn a_malformed_packet_ends_the_connection_with_its_reason() {
     assert_eq!(running.client.receive().await, None);
 }
 
+// [MQTT-3.14.0-1]
 #[tokio::test(start_paused = true)]
 async fn no_disconnect_is_sent_before_connack() {
     let mut running = start(connect(Version::V5), Settings::default()).await;
@@ -287,6 +291,7 @@ async fn no_disconnect_is_sent_before_connack() {
     assert!(matches!(running.incoming.recv().await, Some(Incoming::Closed(_, Some(_)))));
 }
 
+// [MQTT-3.1.2-22] [MQTT-3.2.2-22]
 #[tokio::test(start_paused = true)]
 async fn a_silent_client_is_disconnected_after_one_and_a_half_keep_alives() {
     let mut asked = connect(Version::V5);
@@ -303,6 +308,7 @@ async fn a_silent_client_is_disconnected_after_one_and_a_half_keep_alives() {
     assert!(matches!(closed, Some(Incoming::Closed(_, Some(Reason::KEEP_ALIVE_TIMEOUT)))));
 }
 
+// [MQTT-3.1.2-21] [MQTT-3.2.2-21]
 #[tokio::test(start_paused = true)]
 async fn the_servers_keep_alive_counts_instead_of_the_clients() {
     let mut running = start(connect(Version::V5), Settings::default()).await;
@@ -323,6 +329,7 @@ async fn without_keep_alive_a_silent_client_stays() {
     assert!(matches!(running.incoming.recv().await, Some(Incoming::Packets(..))));
 }
 
+// [MQTT-3.14.4-2]
 #[tokio::test(start_paused = true)]
 async fn a_stop_tells_version_5_clients() {
     let mut running = accepted(connect(Version::V5), Settings::default()).await;
@@ -401,6 +408,7 @@ async fn a_client_that_leaves_its_answers_unread_is_not_read_from() {
     assert!(matches!(running.incoming.recv().await, Some(Incoming::Packets(..))));
 }
 
+// [MQTT-3.1.2-25]
 #[tokio::test(start_paused = true)]
 async fn a_message_over_the_clients_packet_size_is_dropped_and_counts_as_delivered() {
     let mut asked = connect(Version::V5);

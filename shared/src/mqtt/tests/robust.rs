@@ -65,6 +65,7 @@ fn corpus() -> Vec<(Version, bool, Vec<u8>)> {
     corpus
 }
 
+// [MQTT-3.2.2-8] [MQTT-3.14.2-1]
 #[test]
 fn a_million_mutations_are_answered_without_a_panic() {
     let corpus = corpus();

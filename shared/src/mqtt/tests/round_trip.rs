@@ -65,6 +65,7 @@ proptest! {
         check(&packet, Sender::Server);
     }
 
+    // [MQTT-3.3.2-4] [MQTT-3.3.2-15] [MQTT-3.3.2-16] [MQTT-3.3.2-17] [MQTT-3.3.2-20]
     #[test]
     fn a_shared_message_is_the_packet_a_single_one_would_be(
         sent in arbitrary::publish(),
@@ -109,6 +110,10 @@ proptest! {
         }
     }
 
+    // [MQTT-3.1.2-24] [MQTT-3.2.2-19] [MQTT-3.2.2-20] [MQTT-3.4.2-2] [MQTT-3.4.2-3] [MQTT-3.5.2-2]
+    // [MQTT-3.5.2-3] [MQTT-3.6.2-2] [MQTT-3.6.2-3] [MQTT-3.7.2-2] [MQTT-3.7.2-3] [MQTT-3.9.2-1]
+    // [MQTT-3.9.2-2] [MQTT-3.11.2-1] [MQTT-3.11.2-2] [MQTT-3.14.2-3] [MQTT-3.14.2-4]
+    // [MQTT-3.15.2-2] [MQTT-3.15.2-3]
     #[test]
     fn an_answer_is_cut_to_the_receivers_size_or_not_sent(
         packet in arbitrary::from_server(),

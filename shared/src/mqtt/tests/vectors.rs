@@ -61,6 +61,7 @@ pub(super) fn writes(packet: &Packet, version: Version, expected: &str) {
     assert_eq!(out, hex(expected), "{packet:?}");
 }
 
+// [MQTT-3.1.3-1]
 #[test]
 fn connect_of_each_version_is_read() {
     // 3.1.1, figure 3.6: user name, password, will QoS 1, clean session, keep alive 10.
@@ -82,6 +83,8 @@ fn connect_of_each_version_is_read() {
     assert_eq!(connect.version, Version::V31);
 }
 
+// [MQTT-1.5.4-1] [MQTT-3.1.0-1] [MQTT-3.1.2-1] [MQTT-3.1.2-11] [MQTT-3.1.2-12] [MQTT-3.1.2-13]
+// [MQTT-3.1.3-4] [MQTT-3.1.4-1]
 #[test]
 fn an_illegal_connect_is_refused() {
     let cases = [
@@ -228,6 +231,7 @@ fn version_3_1_lets_names_be_missing_and_will_bits_mean_nothing_without_a_will()
     }
 }
 
+// [MQTT-1.5.4-3]
 #[test]
 fn a_byte_order_mark_stays() {
     let bytes = "10 10 0004 4d515454 04 02 0000 0004 efbbbf61";
@@ -254,6 +258,8 @@ fn publish_is_read() {
     assert_eq!(&publish.payload[..], b"p");
 }
 
+// [MQTT-1.5.4-2] [MQTT-2.2.1-3] [MQTT-3.3.1-2] [MQTT-3.3.1-4] [MQTT-3.3.2-1] [MQTT-3.3.2-2]
+// [MQTT-3.3.2-8] [MQTT-3.3.2-14] [MQTT-3.3.4-6] [MQTT-4.7.0-1] [MQTT-4.7.3-1] [MQTT-4.7.3-2]
 #[test]
 fn an_illegal_publish_is_refused() {
     let cases = [
@@ -296,6 +302,8 @@ fn a_topic_alias_may_stand_for_the_topic() {
     assert_eq!((publish.topic.len(), publish.topic_alias), (0, Some(7)));
 }
 
+// [MQTT-2.2.1-3] [MQTT-3.1.0-2] [MQTT-3.8.3-2] [MQTT-3.8.3-4] [MQTT-3.8.3-5] [MQTT-3.10.3-2]
+// [MQTT-4.13.1-1]
 #[test]
 fn an_illegal_later_packet_is_refused() {
     use Version::{V5, V311};
@@ -368,6 +376,7 @@ fn short_forms_of_version_5_mean_success() {
     assert_eq!(from_client(Version::V5, "e0 02 00 00"), Ok(normal));
 }
 
+// [MQTT-2.2.1-2]
 #[test]
 fn packets_are_written_as_the_standard_shows() {
     let ack = |reason| Ack::new(id(0x1234), reason);

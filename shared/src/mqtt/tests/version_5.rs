@@ -17,6 +17,9 @@ fn connect(flags: &str, payload: &str) -> String {
     format!("10 {rest:02x} 0004 4d515454 05 {flags} 0000 00 {payload}")
 }
 
+// [MQTT-3.1.2-3] [MQTT-3.1.2-9] [MQTT-3.1.2-11] [MQTT-3.1.2-12] [MQTT-3.1.2-13] [MQTT-3.1.2-16]
+// [MQTT-3.1.2-17] [MQTT-3.1.2-18] [MQTT-3.1.2-19] [MQTT-3.1.3-1] [MQTT-3.1.3-3] [MQTT-3.1.3-4]
+// [MQTT-3.1.3-11] [MQTT-3.1.3-12]
 #[test]
 fn a_connect_has_what_its_flags_announce_in_order_and_nothing_else() {
     let whole = connect("ee", "0001 61 00 0001 77 0001 70 0004 75736572 0002 7077");
@@ -55,6 +58,8 @@ fn a_connect_has_what_its_flags_announce_in_order_and_nothing_else() {
     }
 }
 
+// [MQTT-1.5.4-1] [MQTT-1.5.4-2] [MQTT-1.5.7-1] [MQTT-3.3.2-1] [MQTT-3.3.2-13] [MQTT-3.3.2-19]
+// [MQTT-3.8.3-1] [MQTT-3.10.3-1]
 #[test]
 fn text_anywhere_in_a_packet_is_utf_8_without_nul() {
     for bad in ["ff", "00", "eda080", "c080", "f4908080"] {
@@ -79,6 +84,7 @@ fn text_anywhere_in_a_packet_is_utf_8_without_nul() {
     }
 }
 
+// [MQTT-1.5.5-1]
 #[test]
 fn integers_are_as_short_as_can_be_both_ways() {
     for bytes in [
@@ -99,6 +105,7 @@ fn integers_are_as_short_as_can_be_both_ways() {
     }
 }
 
+// [MQTT-2.1.3-1] [MQTT-3.6.1-1] [MQTT-3.8.1-1] [MQTT-3.10.1-1] [MQTT-3.14.1-1] [MQTT-3.15.1-1]
 #[test]
 fn reserved_flags_of_every_packet_are_checked() {
     for (kind, body) in [
@@ -124,6 +131,7 @@ fn reserved_flags_of_every_packet_are_checked() {
     }
 }
 
+// [MQTT-2.2.2-1] [MQTT-3.2.2-1]
 #[test]
 fn a_packet_without_properties_says_so_with_a_length_of_zero() {
     let connack = ConnAck {
@@ -162,6 +170,7 @@ fn no_alias_and_no_subscription_identifier_that_is_zero_is_written_or_read() {
     writes(&Packet::Publish(publish), Version::V5, "30 04 0001 61 00");
 }
 
+// [MQTT-3.2.2-15]
 #[test]
 fn a_packet_over_the_maximum_is_refused_at_its_length() {
     let mut reader = Reader::server(100);

@@ -267,6 +267,7 @@ mod tests {
     }
 
     /// NanoMQ CVE-2026-25627 and its like: lengths and shapes that no client may send.
+    // [MQTT-6.0.0-1]
     #[test]
     fn illegal_frames_are_refused_before_their_payload() {
         const MASK: [u8; 4] = [1, 2, 3, 4];

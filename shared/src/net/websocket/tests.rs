@@ -28,6 +28,7 @@ async fn pair(pipe: usize) -> (Client, WebSocket<DuplexStream>, Response) {
     (client, server.unwrap(), response)
 }
 
+// [MQTT-6.0.0-2]
 #[tokio::test]
 async fn bytes_arrive_as_sent_in_both_directions_however_messages_are_cut() {
     for pipe in [200, 777, 100_000] {
@@ -71,6 +72,7 @@ async fn bytes_arrive_as_sent_in_both_directions_however_messages_are_cut() {
     }
 }
 
+// [MQTT-6.0.0-1]
 #[tokio::test]
 async fn a_text_frame_ends_the_connection_and_the_client_is_told() {
     let (mut client, mut server, _) = pair(1_000).await;

@@ -175,6 +175,7 @@ mod tests {
     }
 
     /// The key of RFC 6455, 1.3.
+    // [MQTT-6.0.0-4]
     #[test]
     fn a_good_request_is_accepted_once_it_is_complete() {
         assert_eq!(outcome(GOOD, &[]), Some(Ok("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".to_owned())));
@@ -183,6 +184,7 @@ mod tests {
         }
     }
 
+    // [MQTT-6.0.0-3]
     #[test]
     fn bad_requests_are_told_why() {
         for (from, to, status) in [

@@ -275,6 +275,7 @@ mod tests {
         Subscriber { session: SessionId(number), options: SubscriptionOptions::default(), id: None }
     }
 
+    // [MQTT-3.3.2-3]
     #[test]
     fn the_trie_finds_what_matching_each_filter_finds_while_filters_come_and_go() {
         let levels = ["", "a", "b", "+", "$SYS", "#"];

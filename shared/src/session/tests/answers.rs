@@ -3,11 +3,13 @@
 use super::world::*;
 use crate::{
     mqtt::packet::{
-        Ack, Connect, Packet, Reason, Subscribe, SubscribeFilter, SubscriptionOptions, Unsubscribe,
+        Ack, Connect, Packet, Publish, Reason, Subscribe, SubscribeFilter, SubscriptionOptions,
+        Unsubscribe,
     },
     session::{Fanout, Settings},
 };
 
+// [MQTT-2.2.1-6] [MQTT-3.8.4-2] [MQTT-3.10.4-5]
 #[test]
 fn answers_carry_the_ids_of_their_requests() {
     let mut w = world();
@@ -36,6 +38,7 @@ fn answers_carry_the_ids_of_their_requests() {
     }
 }
 
+// [MQTT-3.8.4-5] [MQTT-3.10.4-6]
 #[test]
 fn several_filters_in_one_packet_are_as_several_packets() {
     let options = |qos| SubscriptionOptions { qos, ..Default::default() };
@@ -67,6 +70,7 @@ fn several_filters_in_one_packet_are_as_several_packets() {
     assert_eq!(got[0].len(), 4, "retained for both that match, one message, its PUBREC: {got:?}");
 }
 
+// [MQTT-3.1.3-8] [MQTT-3.1.4-2] [MQTT-3.1.4-6] [MQTT-4.13.2-1]
 #[test]
 fn after_a_refused_connect_nothing_is_done_for_the_client() {
     let mut w = world();
@@ -83,6 +87,7 @@ fn after_a_refused_connect_nothing_is_done_for_the_client() {
     assert_eq!((w.state.stats().sessions, w.state.stats().subscriptions), (1, 1));
 }
 
+// [MQTT-3.1.3-5]
 #[test]
 fn every_client_id_that_the_standard_demands_is_taken() {
     let mut w = world();
@@ -97,6 +102,7 @@ fn every_client_id_that_the_standard_demands_is_taken() {
     }
 }
 
+// [MQTT-3.1.2-28]
 #[test]
 fn response_information_is_for_those_who_ask() {
     let settings = Settings { response_prefix: "answers".into(), ..Settings::default() };
@@ -108,6 +114,7 @@ fn response_information_is_for_those_who_ask() {
     }
 }
 
+// [MQTT-3.2.2-9] [MQTT-3.2.2-10] [MQTT-3.2.2-12] [MQTT-3.2.2-13] [MQTT-4.12.0-6]
 #[test]
 fn everything_is_available_and_so_not_mentioned() {
     let mut w = world();
@@ -136,6 +143,7 @@ fn everything_is_available_and_so_not_mentioned() {
     }
 }
 
+// [MQTT-3.1.2-14] [MQTT-3.1.2-15]
 #[test]
 fn a_will_is_retained_only_if_it_says_so() {
     let mut w = world();
@@ -154,6 +162,7 @@ fn a_will_is_retained_only_if_it_says_so() {
     }
 }
 
+// [MQTT-4.8.2-3] [MQTT-4.8.2-4] [MQTT-4.8.2-5] [MQTT-4.8.2-6]
 #[test]
 fn a_group_keeps_to_what_each_member_was_granted_and_nobody_gets_what_another_refused_or_holds() {
     let mut w = world();
@@ -173,4 +182,35 @@ fn a_group_keeps_to_what_each_member_was_granted_and_nobody_gets_what_another_re
     w.expect(high, &["CONNACK 00 present", "t 4 q2 #2 dup"]);
     w.disconnect(high, Reason::SUCCESS, Some(0));
     w.expect(low, &[]);
+}
+
+// [MQTT-4.6.0-2] [MQTT-4.6.0-3] [MQTT-4.6.0-4]
+#[test]
+fn a_receiver_answers_in_the_order_it_received() {
+    let mut w = world();
+    let reader = w.join_subscribed(v5("r"), "t", Q2);
+    let writer = w.join(v5("w"));
+    for packet_id in [5, 2, 9, 1] {
+        w.publish(writer, publish("t", "x", Q2, packet_id));
+        w.publish(writer, publish("t", "x", Q1, packet_id + 100));
+    }
+    let answers = [5, 2, 9, 1].map(|id| [format!("PUBREC {id}"), format!("PUBACK {}", id + 100)]);
+    assert_eq!(w.take(writer), answers.concat());
+    w.take(reader);
+    for packet_id in [3, 1, 7, 5] {
+        w.ack(reader, Packet::PubRec, packet_id);
+    }
+    w.expect(reader, &["PUBREL 3", "PUBREL 1", "PUBREL 7", "PUBREL 5"]);
+}
+
+// [MQTT-3.2.2-18]
+#[test]
+fn without_a_topic_alias_maximum_no_alias_is_taken() {
+    let settings = Settings { topic_alias_maximum: 0, ..Settings::default() };
+    let mut w = World::new(settings, Fanout::AtOnce);
+    let client = w.join(v5("c"));
+    let told = w.connack.take().unwrap().properties.topic_alias_maximum;
+    assert!(matches!(told, None | Some(0)));
+    w.publish(client, Publish { topic_alias: Some(1), ..publish("t", "x", Q0, 0) });
+    w.expect(client, &["DISCONNECT 94", "closed 94"]);
 }

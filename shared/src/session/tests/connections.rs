@@ -9,7 +9,7 @@ use crate::{
     session::{Event, Fanout, Settings},
 };
 
-// [MQTT-3.1.4-3] [MQTT-3.1.4-5]
+// [MQTT-3.1.3-2] [MQTT-3.1.4-3] [MQTT-3.1.4-5] [MQTT-3.12.4-1]
 #[test]
 fn a_second_connection_of_a_client_takes_the_session_over() {
     let mut w = world();
@@ -33,7 +33,8 @@ fn an_old_version_that_is_taken_over_is_closed_without_a_word() {
     w.expect(new, &["CONNACK 00"]);
 }
 
-// [MQTT-3.1.2-4] [MQTT-3.1.2-5] [MQTT-3.1.2-6] [MQTT-3.2.2-2] [MQTT-3.2.2-3]
+// [MQTT-3.1.2-4] [MQTT-3.1.2-5] [MQTT-3.1.2-6] [MQTT-3.1.3-2] [MQTT-3.1.4-4] [MQTT-3.2.2-2]
+// [MQTT-3.2.2-3]
 #[test]
 fn a_session_is_present_as_long_as_it_was_kept_and_no_clean_start_ended_it() {
     let mut w = world();
@@ -55,7 +56,7 @@ fn a_session_is_present_as_long_as_it_was_kept_and_no_clean_start_ended_it() {
     }
 }
 
-// [MQTT-3.1.2-23] [MQTT-4.1.0-2]
+// [MQTT-3.1.2-23] [MQTT-4.1.0-1] [MQTT-4.1.0-2]
 #[test]
 fn a_session_ends_when_its_expiry_has_passed_and_not_before() {
     let mut w = world();
@@ -140,6 +141,7 @@ fn version_3_1_takes_client_ids_of_up_to_23_characters() {
     }
 }
 
+// [MQTT-3.2.2-6] [MQTT-3.2.2-7]
 #[test]
 fn a_session_belongs_to_the_principal_that_made_it() {
     let mut w = world();
@@ -158,7 +160,7 @@ fn a_session_belongs_to_the_principal_that_made_it() {
     w.expect(owner, &["CONNACK 00 present"]);
 }
 
-// [MQTT-3.1.0-2] [MQTT-4.12.0-1]
+// [MQTT-3.1.0-2] [MQTT-3.2.0-2] [MQTT-4.12.0-1] [MQTT-4.12.0-7]
 #[test]
 fn what_a_client_may_not_send_ends_its_connection() {
     let auth = Auth {
@@ -184,7 +186,7 @@ fn what_a_client_may_not_send_ends_its_connection() {
     assert_eq!(w.state.stats().sessions, 0);
 }
 
-// [MQTT-3.1.2-22] [MQTT-3.2.2-21]
+// [MQTT-3.1.2-22] [MQTT-3.2.2-21] [MQTT-3.2.2-22]
 #[test]
 fn a_silent_client_is_disconnected_after_one_and_a_half_keep_alives() {
     let mut w = world();
@@ -204,6 +206,7 @@ fn a_silent_client_is_disconnected_after_one_and_a_half_keep_alives() {
     w.expect(quiet, &[]);
 }
 
+// [MQTT-3.1.2-21] [MQTT-3.2.2-21]
 #[test]
 fn a_longest_keep_alive_is_told_and_kept() {
     let mut w = World::new(Settings { keep_alive_s: 30, ..Settings::default() }, Fanout::AtOnce);
@@ -238,6 +241,7 @@ fn one_session_too_many_is_refused() {
     w.join(v5_kept("a"));
 }
 
+// [MQTT-4.13.1-1] [MQTT-4.13.2-1]
 #[test]
 fn a_fault_found_by_the_host_is_told_to_version_5() {
     let mut w = world();
@@ -250,6 +254,7 @@ fn a_fault_found_by_the_host_is_told_to_version_5() {
 }
 
 // [MQTT-3.3.2-7] to [MQTT-3.3.2-12]
+// [MQTT-3.2.2-17] [MQTT-3.3.2-7] [MQTT-3.3.2-9] [MQTT-3.3.2-12]
 #[test]
 fn a_topic_alias_stands_for_a_topic_of_its_connection_only() {
     let mut w = world();
@@ -269,6 +274,7 @@ fn a_topic_alias_stands_for_a_topic_of_its_connection_only() {
     w.expect(reader, &[]);
 }
 
+// [MQTT-4.1.0-2]
 #[test]
 fn after_a_restart_sessions_live_on_for_what_is_left_of_their_time() {
     let mut w = world();

@@ -10,7 +10,7 @@ fn limited(settings: Settings) -> World {
     World::new(settings, Fanout::AtOnce)
 }
 
-// [MQTT-4.3.1-1] [MQTT-4.3.2-2] [MQTT-4.3.3-2] [MQTT-3.8.4-8]
+// [MQTT-3.8.4-8] [MQTT-4.3.1-1] [MQTT-4.3.2-2] [MQTT-4.3.3-2]
 #[test]
 fn a_message_arrives_with_the_lower_of_both_qos() {
     for (published, line) in [(Q0, ["q0"; 3]), (Q1, ["q0", "q1", "q1"]), (Q2, ["q0", "q1", "q2"])] {
@@ -25,7 +25,8 @@ fn a_message_arrives_with_the_lower_of_both_qos() {
     }
 }
 
-// [MQTT-4.3.2-4] [MQTT-4.3.3-8] [MQTT-4.3.3-9] [MQTT-4.3.3-12]
+// [MQTT-2.2.1-5] [MQTT-3.3.4-1] [MQTT-3.7.2-1] [MQTT-4.3.2-4] [MQTT-4.3.3-8] [MQTT-4.3.3-9]
+// [MQTT-4.3.3-11] [MQTT-4.3.3-12]
 #[test]
 fn a_publisher_is_answered_as_its_qos_says() {
     let mut w = world();
@@ -42,6 +43,7 @@ fn a_publisher_is_answered_as_its_qos_says() {
     w.expect(client, &["PUBCOMP 7 92"]);
 }
 
+// [MQTT-4.3.2-4] [MQTT-4.3.3-8]
 #[test]
 fn what_is_acknowledged_waits_for_what_is_stored() {
     let mut w = world();
@@ -67,7 +69,7 @@ fn what_is_acknowledged_waits_for_what_is_stored() {
     assert_eq!(waits(&mut w, Packet::PubRel(Ack::new(id(1), Reason::SUCCESS))), (true, 1));
 }
 
-// [MQTT-4.3.3-10]
+// [MQTT-4.3.3-10] [MQTT-4.3.3-12]
 #[test]
 fn a_qos_2_message_is_taken_once_until_its_id_is_released_even_over_a_restart() {
     let mut w = world();
@@ -113,7 +115,8 @@ fn ids_that_an_earlier_connection_left_do_not_count_against_the_next() {
     w.expect(client, &["PUBREC 4"]);
 }
 
-// [MQTT-3.3.4-8] [MQTT-4.9.0-1] [MQTT-4.9.0-2]
+// [MQTT-3.3.4-8] [MQTT-3.3.4-9] [MQTT-3.3.4-10] [MQTT-4.3.2-3] [MQTT-4.9.0-1] [MQTT-4.9.0-2]
+// [MQTT-4.9.0-3]
 #[test]
 fn no_more_is_sent_than_the_client_takes_and_the_rest_follows_in_order() {
     let mut w = world();
@@ -132,7 +135,7 @@ fn no_more_is_sent_than_the_client_takes_and_the_rest_follows_in_order() {
     w.expect(reader, &["t 4 q1 #4"]);
 }
 
-// [MQTT-4.3.3-4] [MQTT-3.5.2-1]
+// [MQTT-3.5.2-1] [MQTT-3.6.2-1] [MQTT-4.3.3-4]
 #[test]
 fn an_error_in_pubrec_ends_the_flow_and_an_unknown_id_is_said_to_be_unknown() {
     let mut w = world();
@@ -150,7 +153,8 @@ fn an_error_in_pubrec_ends_the_flow_and_an_unknown_id_is_said_to_be_unknown() {
     w.expect(reader, &[]);
 }
 
-// [MQTT-4.4.0-1] [MQTT-4.6.0-1] [MQTT-3.3.1-1] [MQTT-2.2.1-4]
+// [MQTT-2.2.1-4] [MQTT-3.1.2-5] [MQTT-3.2.0-1] [MQTT-3.3.1-1] [MQTT-4.3.2-3] [MQTT-4.3.3-3]
+// [MQTT-4.3.3-4] [MQTT-4.3.3-5] [MQTT-4.3.3-6] [MQTT-4.4.0-1] [MQTT-4.6.0-1]
 #[test]
 fn what_was_not_acknowledged_is_sent_again_in_order_with_its_ids() {
     for restart in [false, true] {
@@ -186,6 +190,7 @@ fn what_was_not_acknowledged_is_sent_again_in_order_with_its_ids() {
     }
 }
 
+// [MQTT-3.3.4-9]
 #[test]
 fn a_smaller_window_on_reconnect_is_kept_for_redeliveries_too() {
     let mut w = world();
@@ -324,6 +329,7 @@ fn a_packet_larger_than_the_client_takes_is_dropped_as_if_it_had_been_sent() {
     assert_eq!(w.dropped, ["packet_too_large"]);
 }
 
+// [MQTT-3.4.2-1] [MQTT-3.5.2-1]
 #[test]
 fn a_message_the_host_refuses_is_answered_where_the_version_can() {
     let mut w = world();
@@ -367,7 +373,7 @@ fn from_the_log_a_message_is_acknowledged_first_and_delivered_when_it_comes_back
     assert_eq!((w.store.retained.len(), w.store.log.len(), w.store.queue.len()), (1, 1, 1));
 }
 
-// [MQTT-2.2.1-3]
+// [MQTT-2.2.1-4] [MQTT-4.3.2-1] [MQTT-4.3.3-1]
 #[test]
 fn packet_ids_go_round_without_meeting_one_in_use() {
     let mut w = world();

@@ -31,6 +31,8 @@ fn sent(w: &mut World, event: Event) -> Vec<Publish> {
     out.effects.into_iter().filter_map(publish).collect()
 }
 
+// [MQTT-3.1.3-10] [MQTT-3.3.2-4] [MQTT-3.3.2-15] [MQTT-3.3.2-16] [MQTT-3.3.2-17] [MQTT-3.3.2-18]
+// [MQTT-3.3.2-20]
 #[test]
 fn properties_go_on_as_they_came_and_in_their_order() {
     let mut w = world();
@@ -52,6 +54,7 @@ fn properties_go_on_as_they_came_and_in_their_order() {
     assert_eq!((&got[0].payload[..], &got[0].properties), (&b"gone"[..], &properties()));
 }
 
+// [MQTT-3.3.1-3]
 #[test]
 fn an_alias_and_dup_of_the_publisher_stay_with_it() {
     let mut w = world();
@@ -66,6 +69,7 @@ fn an_alias_and_dup_of_the_publisher_stay_with_it() {
     }
 }
 
+// [MQTT-1.5.4-3] [MQTT-3.3.2-3] [MQTT-3.10.4-1] [MQTT-4.7.3-4]
 #[test]
 fn topics_are_compared_character_by_character_and_not_changed() {
     let mut w = world();
@@ -84,6 +88,7 @@ fn topics_are_compared_character_by_character_and_not_changed() {
     w.expect(reader, &["UNSUBACK 1 11 11 11 11"]);
 }
 
+// [MQTT-4.3.2-5] [MQTT-4.3.3-9] [MQTT-4.3.3-12]
 #[test]
 fn a_message_with_a_packet_id_that_was_answered_is_a_new_one() {
     let mut w = world();
@@ -108,6 +113,7 @@ fn a_message_with_a_packet_id_that_was_answered_is_a_new_one() {
     w.expect(reader, &["t z q0"]);
 }
 
+// [MQTT-4.4.0-2]
 #[test]
 fn a_message_that_was_refused_by_its_receiver_is_not_sent_again() {
     for restart in [false, true] {
@@ -133,6 +139,7 @@ fn a_message_that_was_refused_by_its_receiver_is_not_sent_again() {
     }
 }
 
+// [MQTT-3.10.4-2] [MQTT-3.10.4-3] [MQTT-4.3.3-7] [MQTT-4.3.3-13]
 #[test]
 fn a_flow_that_began_is_finished_whatever_became_of_message_and_subscription() {
     let mut w = world();
@@ -163,6 +170,7 @@ fn a_flow_that_began_is_finished_whatever_became_of_message_and_subscription() {
     assert!(w.store.queue.is_empty());
 }
 
+// [MQTT-3.8.4-4]
 #[test]
 fn replacing_a_subscription_loses_nothing_and_sends_retained_messages_again() {
     let mut w = world();

@@ -114,7 +114,7 @@ impl Checked {
                 let link =
                     Link { version, sent: 0, connected: false, closed: false, asked: Vec::new() };
                 self.links.insert(connection, link);
-                let peer = Peer { principal: None, address: None };
+                let peer = Peer { principal: None, address: None, proof: None };
                 self.event(Event::Connect { connection, connect, peer });
             }
             Step::Packet(packet, at) => {
@@ -214,6 +214,10 @@ pub(super) fn as_publish(delivery: &Delivery) -> Publish {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
+    // [MQTT-2.2.1-2] [MQTT-3.1.4-5] [MQTT-3.2.0-1] [MQTT-3.2.0-2] [MQTT-3.2.2-6] [MQTT-3.2.2-8]
+    // [MQTT-3.3.1-2] [MQTT-3.4.2-1] [MQTT-3.5.2-1] [MQTT-3.6.2-1] [MQTT-3.7.2-1] [MQTT-3.8.4-1]
+    // [MQTT-3.9.3-2] [MQTT-3.10.4-4] [MQTT-3.11.3-2] [MQTT-3.12.4-1] [MQTT-3.14.0-1]
+    // [MQTT-3.14.2-1] [MQTT-3.14.2-2] [MQTT-3.14.4-1] [MQTT-4.3.1-1]
     #[test]
     fn whatever_clients_send_the_broker_sends_only_what_a_server_may(steps in steps()) {
         let mut checked = Checked::new();

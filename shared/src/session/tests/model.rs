@@ -456,6 +456,7 @@ fn run(seed: u64, fanout: Fanout) {
     assert!(outcome.is_ok(), "with seed {seed}");
 }
 
+// [MQTT-4.3.3-1] [MQTT-4.5.0-1] [MQTT-4.6.0-5] [MQTT-4.6.0-6]
 #[test]
 fn no_crash_loses_doubles_or_reorders_when_fanned_out_at_once() {
     (0..300).for_each(|seed| run(seed, Fanout::AtOnce));

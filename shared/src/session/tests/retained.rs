@@ -6,7 +6,7 @@ use crate::{
     session::{Fanout, Settings},
 };
 
-// [MQTT-3.3.1-5] [MQTT-3.3.1-6] [MQTT-3.3.1-8] [MQTT-3.3.1-12]
+// [MQTT-3.3.1-5] [MQTT-3.3.1-6] [MQTT-3.3.1-8]
 #[test]
 fn a_new_subscription_gets_the_last_retained_message_of_each_topic() {
     for restart in [false, true] {
@@ -77,6 +77,7 @@ fn a_filter_twice_in_one_packet_is_as_good_as_two_packets() {
 }
 
 // [MQTT-3.3.1-12] [MQTT-3.3.1-13]
+// [MQTT-3.3.1-6] [MQTT-3.3.1-7] [MQTT-3.3.1-12] [MQTT-3.3.1-13]
 #[test]
 fn the_retain_flag_goes_on_only_as_published_is_asked_for() {
     let mut w = world();
@@ -165,6 +166,7 @@ fn retained_messages_are_limited_and_the_publisher_is_told() {
     assert_eq!(w.state.stats().retained, w.store.retained.len());
 }
 
+// [MQTT-3.3.2-5]
 #[test]
 fn an_expired_retained_message_is_not_sent_and_goes() {
     let mut w = world();

@@ -72,6 +72,7 @@ fn a_topic_alias_does_not_hide_the_topic() {
 }
 
 // [MQTT-3.9.3-1] and 3.8.4 of 3.1.1
+// [MQTT-3.8.4-7]
 #[test]
 fn each_filter_of_a_subscribe_is_allowed_or_not_by_itself() {
     for (connect, answer) in

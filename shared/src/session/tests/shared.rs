@@ -82,6 +82,7 @@ fn a_group_without_connected_members_keeps_messages_for_one_that_is_away() {
     w.expect(away, &["CONNACK 00 present", "t x q1 #1"]);
 }
 
+// [MQTT-4.8.2-4]
 #[test]
 fn what_a_leaving_member_had_goes_to_the_others() {
     for (leaver, stayer) in [(false, false), (false, true), (true, false), (true, true)] {

@@ -10,7 +10,7 @@ fn options(qos: crate::mqtt::Qos) -> SubscriptionOptions {
     SubscriptionOptions { qos, ..Default::default() }
 }
 
-// [MQTT-3.8.4-1] [MQTT-3.8.4-6] [MQTT-3.9.3-1]
+// [MQTT-3.8.4-1] [MQTT-3.8.4-6] [MQTT-3.8.4-7] [MQTT-3.9.3-1] [MQTT-3.9.3-2]
 #[test]
 fn each_filter_is_answered_by_itself() {
     let limits =
@@ -49,7 +49,7 @@ fn filters_that_the_host_refuses_are_answered_by_themselves() {
     }
 }
 
-// [MQTT-3.10.4-1] [MQTT-3.11.3-1] [MQTT-3.10.4-5]
+// [MQTT-3.10.4-1] [MQTT-3.10.4-2] [MQTT-3.10.4-4] [MQTT-3.10.4-5] [MQTT-3.11.3-1] [MQTT-3.11.3-2]
 #[test]
 fn unsubscribing_says_what_there_was() {
     let mut w = world();
@@ -83,6 +83,7 @@ fn overlapping_subscriptions_give_one_copy_with_the_highest_qos_and_all_ids() {
     );
 }
 
+// [MQTT-3.3.4-5]
 #[test]
 fn where_it_is_wanted_each_overlapping_subscription_gives_its_own_copy() {
     let settings = Settings { copy_each_match: true, ..Settings::default() };

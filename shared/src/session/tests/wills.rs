@@ -41,7 +41,7 @@ fn the_way_a_connection_ends_decides_on_its_will() {
     }
 }
 
-// [MQTT-3.1.3-9]
+// [MQTT-3.1.2-8] [MQTT-3.1.3-9]
 #[test]
 fn a_delayed_will_comes_when_it_is_due_or_its_session_ends() {
     for (delay, expiry, at) in [(10, 100, 10), (100, 10, 10), (10, 0, 0), (10, 10, 10)] {
@@ -71,6 +71,7 @@ fn a_delayed_will_comes_when_it_is_due_or_its_session_ends() {
     }
 }
 
+// [MQTT-3.1.3-9]
 #[test]
 fn a_delayed_will_is_dropped_when_the_session_goes_on_and_sent_when_it_does_not() {
     for (clean, line) in [(false, &[][..]), (true, &["will gone q1 #1"])] {
@@ -96,6 +97,7 @@ fn a_taken_over_connection_leaves_its_will() {
     }
 }
 
+// [MQTT-3.1.2-7]
 #[test]
 fn the_will_of_a_client_that_a_restart_cut_off_comes_after_its_delay() {
     let mut w = world();
