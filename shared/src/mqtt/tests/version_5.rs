@@ -66,7 +66,7 @@ fn text_anywhere_in_a_packet_is_utf_8_without_nul() {
         let length = bad.len() / 2;
         let text = format!("{length:04x} {bad}");
         let publish = |id: &str, value: &str| {
-            let properties = (id.len() + value.replace(' ', "").len()) / 2;
+            let properties = hex(id).len() + hex(value).len();
             let rest = 4 + properties;
             format!("30 {rest:02x} 0001 61 {properties:02x} {id} {value}")
         };

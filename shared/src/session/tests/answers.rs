@@ -15,7 +15,8 @@ fn answers_carry_the_ids_of_their_requests() {
     let mut w = world();
     let client = w.join(v5("c"));
     for packet_id in [id(1), id(300), id(u16::MAX)] {
-        let filter = SubscribeFilter { filter: "t".into(), options: Default::default() };
+        let options = SubscriptionOptions::default();
+        let filter = SubscribeFilter { filter: "t".into(), options };
         let subscribe = Subscribe {
             packet_id,
             filters: vec![filter],
@@ -51,13 +52,17 @@ fn several_filters_in_one_packet_are_as_several_packets() {
         if together {
             w.subscribe_with(client, &filters, Some(5));
         } else {
-            filters.iter().for_each(|one| w.subscribe_with(client, &[*one], Some(5)));
+            for one in filters {
+                w.subscribe_with(client, &[one], Some(5));
+            }
         }
         w.publish(client, publish("t", "x", Q2, 1));
         if together {
             w.unsubscribe(client, &["t", "#", "t"]);
         } else {
-            ["t", "#", "t"].iter().for_each(|one| w.unsubscribe(client, &[one]));
+            for one in ["t", "#", "t"] {
+                w.unsubscribe(client, &[one]);
+            }
         }
         w.publish(client, publish("t", "y", Q0, 0));
         let mut lines = w.take(client);

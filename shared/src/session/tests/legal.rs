@@ -33,7 +33,7 @@ struct Link {
 #[derive(Debug, Clone)]
 enum Step {
     Connect(Box<Connect>, usize),
-    Packet(Packet, usize),
+    Packet(Box<Packet>, usize),
     Tick(u64),
 }
 
@@ -77,7 +77,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             }
             packet => packet,
         };
-        Step::Packet(packet, link)
+        Step::Packet(Box::new(packet), link)
     });
     let step = prop_oneof![
         2 => connect,
