@@ -76,7 +76,6 @@ fn a_filter_twice_in_one_packet_is_as_good_as_two_packets() {
     w.expect(client, &["SUBACK 1 01 00 00", "t x q1 #1 retain", "t x q0 retain"]);
 }
 
-// [MQTT-3.3.1-12] [MQTT-3.3.1-13]
 // [MQTT-3.3.1-6] [MQTT-3.3.1-7] [MQTT-3.3.1-12] [MQTT-3.3.1-13]
 #[test]
 fn the_retain_flag_goes_on_only_as_published_is_asked_for() {
