@@ -18,6 +18,11 @@ fn crc(device: &str, seq: u64) -> u32 {
         .fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
+/// Whether it is the payload of a checked message, damaged or not.
+pub fn is_payload(payload: &[u8]) -> bool {
+    payload.split(|byte| *byte == b' ').count() == 3
+}
+
 /// All that a run saw.
 #[derive(Debug, Default)]
 pub struct Checker {
@@ -88,9 +93,22 @@ impl Checker {
         }
     }
 
+    /// This payload was read before.
+    pub fn has_read(&self, payload: &[u8]) -> bool {
+        let text = String::from_utf8_lossy(payload);
+        let mut words = text.split(' ');
+        let key = (|| Some((words.next()?.to_owned(), words.next()?.parse().ok()?)))();
+        key.is_some_and(|key| self.read.contains_key(&key))
+    }
+
     /// Everything that was acknowledged has been read.
     pub fn complete(&self) -> bool {
         self.missing.is_empty()
+    }
+
+    /// Acknowledged and not read: device and seq.
+    pub fn missing(&self) -> impl Iterator<Item = &(String, u64)> {
+        self.missing.iter()
     }
 
     /// The verdict so far.

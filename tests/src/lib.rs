@@ -7,6 +7,7 @@ pub mod checker;
 pub mod device;
 pub mod differential;
 pub mod kafka;
+pub mod outage;
 pub mod process;
 pub mod s3;
 

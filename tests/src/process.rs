@@ -192,6 +192,7 @@ pub struct Edge {
     folder: PathBuf,
     cloud: Option<SocketAddr>,
     extra: Vec<String>,
+    environment: Vec<(String, PathBuf)>,
 }
 
 impl Edge {
@@ -202,9 +203,21 @@ impl Edge {
 
     /// With more arguments.
     pub fn start_with(folder: &Path, id: &str, cloud: Option<SocketAddr>, extra: &[&str]) -> Self {
+        Self::start_in(folder, id, cloud, extra, &[])
+    }
+
+    /// With an environment of its own, too.
+    pub fn start_in(
+        folder: &Path,
+        id: &str,
+        cloud: Option<SocketAddr>,
+        extra: &[&str],
+        environment: &[(&str, PathBuf)],
+    ) -> Self {
         let any = "127.0.0.1:0".parse().expect("address");
         let extra = extra.iter().map(|&argument| argument.to_owned()).collect();
-        Self::launch(folder.to_owned(), id.to_owned(), cloud, [any; 2], extra)
+        let own = environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+        Self::launch(folder.to_owned(), id.to_owned(), cloud, [any; 2], extra, own.collect())
     }
 
     fn launch(
@@ -213,8 +226,10 @@ impl Edge {
         cloud: Option<SocketAddr>,
         [mqtt, admin]: [SocketAddr; 2],
         extra: Vec<String>,
+        environment: Vec<(String, PathBuf)>,
     ) -> Self {
         let mut command = Command::new(binary("tributary-edge"));
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.arg("serve").arg("--data").arg(&folder).args(["--id", &id]);
         command.args(["--mqtt", &mqtt.to_string(), "--admin", &admin.to_string()]);
         if let Some(cloud) = cloud {
@@ -223,7 +238,7 @@ impl Edge {
         command.args(&extra);
         let process = Process::start(command);
         let (mqtt, admin) = (process.address("mqtt"), process.address("admin"));
-        Self { process, mqtt, admin, id, folder, cloud, extra }
+        Self { process, mqtt, admin, id, folder, cloud, extra, environment }
     }
 
     /// Starts it again on the same data and ports.
@@ -231,7 +246,9 @@ impl Edge {
     pub fn restart(mut self) -> Self {
         self.process.kill();
         let ports = [self.mqtt, self.admin];
-        Self::launch(self.folder.clone(), self.id.clone(), self.cloud, ports, self.extra.clone())
+        let (folder, id) = (self.folder.clone(), self.id.clone());
+        let (extra, environment) = (self.extra.clone(), self.environment.clone());
+        Self::launch(folder, id, self.cloud, ports, extra, environment)
     }
 }
 
