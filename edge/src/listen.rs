@@ -22,6 +22,7 @@ use tributary_shared::{
         tls::Held,
     },
     session::event::Peer,
+    telemetry::brief,
 };
 
 use crate::enhanced::Enhanced;
@@ -123,12 +124,11 @@ impl Door {
 
     async fn refuse(&self, opened: Opened<Stream>, refusal: Refusal, address: Option<SocketAddr>) {
         let Refusal { reason, delay, why } = refusal;
-        let user = opened.connect.user_name.as_deref().unwrap_or("");
-        let client = &*opened.connect.client_id;
+        let user = brief(opened.connect.user_name.as_deref().unwrap_or(""));
+        let client = brief(&opened.connect.client_id);
         if delay.is_zero() {
             tracing::debug!(?address, client, user, reason = reason.0, "client refused: {why}");
         } else {
-            // Those who guess are slowed down, and so is what they write into the log.
             tracing::info!(?address, client, user, "client refused: {why}");
         }
         tokio::select! {

@@ -23,6 +23,7 @@ use tributary_shared::{
         packet::{Disconnect, Packet, PacketId, Publish, Reason, SubAck},
         write::write,
     },
+    telemetry::brief,
 };
 
 use super::{
@@ -202,7 +203,8 @@ impl Connection {
         let appends = match content {
             Content::Batch(batch) => divider.batch(batch).await?,
             Content::Gap(reason) => {
-                tracing::warn!(edge = &*self.edge, ?mark, reason, "edge gave records up");
+                let why = brief(&reason);
+                tracing::warn!(edge = &*self.edge, ?mark, why, "edge gave records up");
                 divider.gap(mark, &lane, &reason, wall_ms()).await?
             }
         };

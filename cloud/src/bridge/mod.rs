@@ -32,6 +32,7 @@ use tributary_shared::{
         packet::{ConnAck, ConnAckProperties, Connect, Packet, Reason},
         write::write,
     },
+    telemetry::brief,
 };
 pub use upload::{CONTENT_TYPE, is_legal_id};
 
@@ -120,7 +121,8 @@ impl Bridge {
         let edge = property(&connect, EDGE_PROPERTY).unwrap_or_default();
         let lane = property(&connect, LANE_PROPERTY).unwrap_or("normal");
         if !is_legal_id(edge) || !is_legal_id(lane) {
-            tracing::warn!(edge, lane, "edge id or lane is not legal");
+            let (edge, lane) = (brief(edge), brief(lane));
+            tracing::warn!(peer = address, edge, lane, "edge id or lane is not legal");
             return opened.refuse(Reason::CLIENT_ID_NOT_VALID).await;
         }
         // From here on an older connection is told to go, so that marks are read after its last upload was submitted

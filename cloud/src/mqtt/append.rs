@@ -9,6 +9,7 @@ use tributary_shared::{
     message::Message,
     mqtt::packet::{Publish, PublishProperties},
     record::{Batch, BatchBuilder, BatchError, Compression, mqtt::to_record},
+    telemetry::brief,
 };
 
 use super::Head;
@@ -65,7 +66,8 @@ pub(super) async fn by_shard(
             }
             // Publishes were asked about before they were taken; a will was not.
             Err(error) => {
-                tracing::error!(%error, topic = &*message.topic, "a message has no stream to go to");
+                let topic = brief(&message.topic);
+                tracing::error!(%error, topic, "a message has no stream to go to");
                 head.numbers.dropped("no_stream");
                 continue;
             }
@@ -73,7 +75,8 @@ pub(super) async fn by_shard(
         let weight = weigh(message.topic.len(), message.payload.len(), &message.properties);
         let limit = limit(&head.log, &place.stream);
         if weight > limit {
-            tracing::error!(topic = &*message.topic, weight, limit, "a message is too large");
+            let topic = brief(&message.topic);
+            tracing::error!(topic, weight, limit, "a message is too large");
             head.numbers.dropped("too_large");
             continue;
         }

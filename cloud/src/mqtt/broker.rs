@@ -32,6 +32,7 @@ use tributary_shared::{
     mqtt::{Packet, Reason, packet::Publish},
     record::mqtt::{header, to_message},
     session::{ConnectionId, Decision, Effect, Event, Fanout, Outgoing, SessionId, State},
+    telemetry::brief,
 };
 
 use super::{
@@ -275,7 +276,8 @@ impl<'a> Broker<'a> {
                 Err(error.into())
             }
             Err(error) => {
-                tracing::warn!(%error, %topic, "a message has no stream to go to");
+                let topic = brief(&topic);
+                tracing::warn!(%error, topic, "a message has no stream to go to");
                 Ok(Some(Reason::IMPLEMENTATION_SPECIFIC))
             }
         }

@@ -1,11 +1,28 @@
 //! Log lines: where they go and what they look like.
 //!
-//! To stderr, since stdout belongs to what a program answers. Panics are logged like everything else.
+//! To stderr, since stdout belongs to what a program answers. Panics are logged like everything else. A line that somebody
+//! outside causes has a field `peer`, `address` or `edge`; names that they chose are cut with [`brief`]. How many lines there can
+//! be is for `limit`, what cannot stand in one for `line`.
+
+mod limit;
+mod line;
+
+use std::{io, sync::LazyLock, thread, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::recent;
+pub use limit::{LeftOut, Limit};
+use line::Escaped;
+pub use line::brief;
+
+/// How often it is told which lines were left out.
+const TELL: Duration = Duration::from_mins(1);
+/// Of the thread that tells.
+const STACK_BYTES: usize = 128 * 1024;
+
+static LIMIT: LazyLock<Limit> = LazyLock::new(Limit::default);
 
 crate::settings! {
     /// Log lines, on stderr.
@@ -46,18 +63,34 @@ pub enum TelemetryError {
 /// Starts logging for the whole process. Once, first thing.
 pub fn init(settings: &Settings) -> Result<(), TelemetryError> {
     let filter = filter(&settings.level)?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Escaped(io::stderr()));
+    let limit = &*LIMIT;
     match settings.format {
-        Format::Text => lines.with_ansi(false).finish().with(recent::Layer).try_init(),
-        Format::Json => lines.json().flatten_event(true).finish().with(recent::Layer).try_init(),
+        Format::Text => lines.with_ansi(false).finish().with(recent::Layer).with(limit).try_init(),
+        Format::Json => {
+            lines.json().flatten_event(true).finish().with(recent::Layer).with(limit).try_init()
+        }
     }
     .map_err(|_| TelemetryError::Twice)?;
+    // Without it lines are limited all the same, only nobody is told.
+    let _ = thread::Builder::new().name("log".to_owned()).stack_size(STACK_BYTES).spawn(tell);
     std::panic::set_hook(Box::new(|panic| {
         let message = panic.payload_as_str().unwrap_or("no message");
         let at = panic.location().map(ToString::to_string);
         tracing::error!(at, "panic: {message}");
     }));
     Ok(())
+}
+
+/// Says now and then which lines were left out. Not where lines are written: there none can be.
+fn tell() {
+    loop {
+        thread::sleep(TELL);
+        for LeftOut { like, lines } in LIMIT.left_out() {
+            tracing::warn!(like, lines, "lines were left out: too many of one kind");
+        }
+    }
 }
 
 fn filter(level: &str) -> Result<EnvFilter, TelemetryError> {
