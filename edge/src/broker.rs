@@ -27,7 +27,7 @@ use tributary_shared::{
     clock::Clock,
     connection::{Incoming, Outbox},
     mqtt::{
-        Packet,
+        Packet, Version,
         packet::{Publish, Reason},
     },
     session::{
@@ -38,6 +38,7 @@ use tributary_shared::{
 };
 
 use crate::{
+    held::Held,
     lane::Policy,
     status::Status,
     store::{Error, Journal, LaneHandle, Progress, Store},
@@ -77,6 +78,16 @@ struct Client {
     waiting: VecDeque<(u64, Effect)>,
     /// Topic aliases it announced; kept only where a lane may refuse.
     aliases: HashMap<u16, ByteString>,
+    version: Version,
+}
+
+/// Whether a PUBLISH is taken now.
+enum Verdict {
+    Take,
+    /// Version 5 is told so.
+    Refuse,
+    /// Its connection waits.
+    Hold,
 }
 
 /// What is to be done when a ticket is durable.
@@ -113,6 +124,7 @@ pub struct Broker {
     permissions: watch::Receiver<Arc<Permissions>>,
     /// When queues are counted next, if something has happened since.
     count_ms: Option<u64>,
+    held: Held,
 }
 
 impl Broker {
@@ -147,6 +159,7 @@ impl Broker {
             alias_max,
             permissions,
             count_ms: None,
+            held: Held::default(),
         }
     }
 
@@ -205,6 +218,7 @@ impl Broker {
     fn publish_numbers(&mut self) {
         let stats = self.state.stats();
         self.status.connections.set(self.clients.len() as u64);
+        self.status.held.set(self.held.len() as u64);
         self.status.rights.set(&stats.denied);
         self.status.core.set(&stats);
         self.count_ms.get_or_insert(self.clock.now().mono_ms + COUNT_MS);
@@ -230,21 +244,19 @@ impl Broker {
     fn take(&mut self, incoming: Incoming, now: Now) {
         match incoming {
             Incoming::Connect { connection, connect, peer, outbox } => {
-                let client = Client { outbox, waiting: VecDeque::new(), aliases: HashMap::new() };
+                let (waiting, aliases) = (VecDeque::new(), HashMap::new());
+                let client = Client { outbox, waiting, aliases, version: connect.version };
                 self.clients.insert(connection, client);
                 self.status.connects.add(1);
                 self.decide(Event::Connect { connection, connect, peer }, now);
             }
             Incoming::Packets(connection, packets) => {
-                for packet in packets {
-                    let event = match packet {
-                        Packet::Publish(publish) => self.publish(connection, publish),
-                        packet => Event::Packet { connection, packet },
-                    };
-                    self.decide(event, now);
+                if let Err(packets) = self.held.add(connection, packets) {
+                    self.packets(connection, packets.into_iter(), now);
                 }
             }
             Incoming::Closed(connection, reason) => {
+                self.held.forget(connection);
                 self.decide(Event::Closed { connection, reason }, now);
                 if let Some(client) = self.clients.remove(&connection) {
                     self.waiting -= client.waiting.len();
@@ -253,16 +265,68 @@ impl Broker {
         }
     }
 
-    /// A full lane refuses before anything is decided.
-    fn publish(&mut self, connection: ConnectionId, publish: Publish) -> Event {
+    fn packets(
+        &mut self,
+        connection: ConnectionId,
+        mut packets: impl Iterator<Item = Packet>,
+        now: Now,
+    ) {
+        while let Some(packet) = packets.next() {
+            let Packet::Publish(publish) = packet else {
+                self.decide(Event::Packet { connection, packet }, now);
+                continue;
+            };
+            let event = match self.verdict(connection, &publish) {
+                Verdict::Take => Event::Packet { connection, packet: Packet::Publish(publish) },
+                Verdict::Refuse => {
+                    let (publish, reason) = (Box::new(publish), Reason::QUOTA_EXCEEDED);
+                    Event::Refused { connection, publish, reason }
+                }
+                Verdict::Hold => {
+                    if let Some(client) = self.clients.get(&connection) {
+                        let rest = std::iter::once(Packet::Publish(publish)).chain(packets);
+                        self.held.hold(connection, &client.outbox, rest);
+                    }
+                    return;
+                }
+            };
+            self.decide(event, now);
+        }
+    }
+
+    /// Those that wait are tried again.
+    fn release(&mut self) {
+        let now = self.clock.now();
+        for (connection, packets) in self.held.take() {
+            self.packets(connection, packets.into_iter(), now);
+            if !self.held.has(connection)
+                && let Some(client) = self.clients.get(&connection)
+            {
+                client.outbox.resume();
+            }
+        }
+    }
+
+    /// A full lane or disk refuses before anything is decided.
+    fn verdict(&mut self, connection: ConnectionId, publish: &Publish) -> Verdict {
+        let full = self.status.disk_full.load(Relaxed) && publish.packet_id.is_some();
+        let why = if full {
+            "disk_full"
+        } else if !self.refusing.is_empty() && self.is_refused(connection, publish) {
+            "lane_full"
+        } else {
+            self.status.messages_in.add(1);
+            self.status.payload_in.add(publish.payload.len() as u64);
+            return Verdict::Take;
+        };
+        let version = self.clients.get(&connection).map(|client| client.version);
+        if version != Some(Version::V5) {
+            return Verdict::Hold;
+        }
         self.status.messages_in.add(1);
         self.status.payload_in.add(publish.payload.len() as u64);
-        if !self.refusing.is_empty() && self.is_refused(connection, &publish) {
-            self.status.dropped("lane_full", 1);
-            let reason = Reason::QUOTA_EXCEEDED;
-            return Event::Refused { connection, publish: Box::new(publish), reason };
-        }
-        Event::Packet { connection, packet: Packet::Publish(publish) }
+        self.status.dropped(why, 1);
+        Verdict::Refuse
     }
 
     fn is_refused(&mut self, connection: ConnectionId, publish: &Publish) -> bool {
@@ -392,6 +456,7 @@ impl Broker {
         for (session, (messages, bytes)) in self.store.take_trimmed() {
             self.decide(Event::Trimmed { session, messages, bytes }, self.clock.now());
         }
+        self.release();
         Ok(())
     }
 

@@ -14,6 +14,7 @@ pub mod broker;
 pub mod command;
 pub mod config;
 mod enhanced;
+mod held;
 pub mod lane;
 pub mod link;
 pub mod listen;

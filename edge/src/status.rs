@@ -65,6 +65,12 @@ pub struct Status {
     pub commit_histogram: [Number; COMMIT_BOUNDS_US.len() + 1],
     /// Bytes of the database file.
     pub db_bytes: Number,
+    /// The disk, or the store's share of it, is full: QoS 1 and 2 messages are not taken.
+    pub disk_full: AtomicBool,
+    /// Times that happened.
+    pub disk_full_total: Number,
+    /// Connections that are not read from until their messages can be taken.
+    pub held: Number,
     /// Bytes that queues of sessions hold on disk where no lane holds them.
     pub queue_bytes: Number,
     /// Queue entries on disk.

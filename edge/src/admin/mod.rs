@@ -90,6 +90,9 @@ impl Shown {
             unfit.push("the broker does not run".to_owned());
         }
         let mut notes = Vec::new();
+        if self.status.disk_full.load(Relaxed) {
+            notes.push("the disk is full: publishers are refused until there is room".to_owned());
+        }
         for lane in self.status.lanes() {
             if self.has_cloud && !lane.connected.load(Relaxed) {
                 notes.push(format!("lane {}: not connected to the cloud", lane.name));

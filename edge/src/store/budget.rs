@@ -1,6 +1,6 @@
 //! What a full lane does: refuse, or give up what is oldest; every give-up leaves a gap that is sent upstream.
 //!
-//! In: a lane over its budget, or a disk that is full. Out: rows freed, gaps in their place, counters.
+//! In: a lane over its budget. Out: rows freed, gaps in their place, counters.
 //! Change here: a policy. Not here: telling the publisher (`broker` reads [`crate::status::LaneStatus::full`]).
 
 use std::sync::atomic::Ordering::Relaxed;
@@ -44,23 +44,6 @@ pub(super) fn enforce(group: &mut Group<'_>, at: usize) -> Result<(), Error> {
         group.dropped.push(("lane_budget", dropped));
     }
     Ok(())
-}
-
-/// The disk is full: every lane that may drop gives up a tenth. Answers the messages dropped.
-pub(super) fn make_room(db: &Connection, state: &mut State) -> Result<u64, Error> {
-    let mut dropped = 0;
-    for at in 0..state.lanes.len() {
-        let Some(lane) = state.lanes.get(at) else { continue };
-        let refuses =
-            lane.info.settings.as_ref().is_some_and(|settings| settings.policy == Policy::Refuse);
-        if refuses {
-            lane.info.status.full.store(true, Relaxed);
-        } else if lane.bytes > 0 {
-            let free = lane.bytes / 10 + ROW_BYTES;
-            dropped += give_up_oldest(db, state, at, free)?;
-        }
-    }
-    Ok(dropped)
 }
 
 struct Oldest {

@@ -39,6 +39,8 @@ pub(super) struct State {
     pub(super) status: Arc<Status>,
     pub(super) lanes: Vec<LaneState>,
     pub(super) queues: Queues,
+    /// The disk is full: QoS 0, which nobody was promised anything for, is not kept.
+    pub(super) full: bool,
     /// Next batch counter.
     pub(super) counter: u64,
 }
@@ -202,8 +204,9 @@ impl<'a> Group<'a> {
 
     /// Puts a message into its lane's batch, or into the local one when only queues need it.
     fn keep(&mut self, message: &Arc<Message>, queued: bool) -> Result<Option<(u64, u64)>, Error> {
+        let full = self.state.full;
         let lane = match self.state.lane_of(&message.topic) {
-            Some(lane) if message.qos == Qos::AtMostOnce && budget::only_acked(lane) => {
+            Some(lane) if message.qos == Qos::AtMostOnce && (full || budget::only_acked(lane)) => {
                 *self.unkept.entry(lane.info.number).or_default() += 1;
                 None
             }

@@ -15,7 +15,7 @@
 //! have been sent; small ones are merged before. Every process start has its own random epoch per lane.
 //!
 //! In: [`Change`]s of the session core. Out: rows for `uplink`, queue entries for `broker`.
-//! Change here: the handle. Not here: SQL (the files below), what is dropped when full (`budget`, `queues`).
+//! Change here: the handle. Not here: SQL (the files below), what is dropped when full (`budget`, `queues`), a full disk (`room`).
 
 mod budget;
 mod entries;
@@ -28,6 +28,7 @@ mod open;
 mod outbound;
 mod queues;
 mod reader;
+mod room;
 mod salvage;
 mod sessions;
 #[cfg(test)]

@@ -6,10 +6,10 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
-    io::{self, Write},
+    io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     thread::JoinHandle,
     time::Duration,
 };
@@ -25,7 +25,9 @@ use super::{
     migrate::migrate,
     outbound,
     queues::{PACKED, Queues, Trimmings},
-    reader, salvage, sessions,
+    reader,
+    room::Room,
+    salvage, sessions,
     writer::Writer,
 };
 use crate::{lane, status::Status};
@@ -84,10 +86,6 @@ pub fn open(plan: &Plan, status: &Arc<Status>) -> Result<Opened, Error> {
     let folder = |cause| Error::Folder { path: plan.dir.clone(), cause: Arc::new(cause) };
     make_folder(&plan.dir).map_err(folder)?;
     let lock = lock(&plan.dir)?;
-    let ballast = plan.dir.join(BALLAST);
-    if let Err(error) = make_ballast(&ballast, plan.settings.ballast_bytes) {
-        tracing::warn!(%error, "no ballast file; a full disk may need help from outside");
-    }
     let path = plan.dir.join(FILE);
     private(&path).map_err(folder)?;
     let seed = random()?;
@@ -104,7 +102,7 @@ pub fn open(plan: &Plan, status: &Arc<Status>) -> Result<Opened, Error> {
         }
         other => other?,
     };
-    start(plan, db, state, restored, &path, ballast, lock)
+    start(plan, db, state, restored, &path, lock)
 }
 
 fn start(
@@ -113,7 +111,6 @@ fn start(
     state: State,
     restored: Restored,
     path: &Path,
-    ballast: PathBuf,
     lock: File,
 ) -> Result<Opened, Error> {
     let lanes = state
@@ -132,7 +129,12 @@ fn start(
     let (progress, watched) = watch::channel(Progress::default());
     let trimmed = Trimmings::default();
     let shared = trimmed.clone();
-    let writer = Writer { db, state, commands: inbox, progress, trimmed: shared, ballast, lock };
+    let settings = &plan.settings;
+    let (ballast, pages) = (plan.dir.join(BALLAST), settings.checkpoint_pages);
+    let room = Room::new(ballast, settings.ballast_bytes, max_bytes(plan), pages);
+    room.prepare(&db)?;
+    state.status.disk_full.store(false, Relaxed);
+    let writer = Writer { db, state, commands: inbox, progress, trimmed: shared, room, lock };
     let thread = |cause| Error::Folder { path: plan.dir.clone(), cause: Arc::new(cause) };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(thread)?;
@@ -191,6 +193,7 @@ fn load(
         counter: counter.max(acked.unwrap_or(0)) + 1,
         lanes,
         queues,
+        full: false,
     };
     Ok((db, state, restored))
 }
@@ -201,10 +204,9 @@ fn connect(plan: &Plan, path: &Path) -> Result<Connection, Error> {
     let db = Connection::open_with_flags(path, flags)?;
     db.busy_timeout(Duration::from_secs(5))?;
     db.set_prepared_statement_cache_capacity(STATEMENTS);
-    let pages = max_bytes(plan) / PAGE;
     db.execute_batch(&format!(
         "PRAGMA page_size={PAGE}; PRAGMA auto_vacuum=NONE; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;
-         PRAGMA wal_autocheckpoint={}; PRAGMA max_page_count={pages}; PRAGMA cache_size=-2048;
+         PRAGMA wal_autocheckpoint={}; PRAGMA cache_size=-2048;
          PRAGMA temp_store=MEMORY; PRAGMA mmap_size=0; PRAGMA foreign_keys=OFF;",
         plan.settings.checkpoint_pages
     ))?;
@@ -247,22 +249,6 @@ fn lock(dir: &Path) -> Result<File, Error> {
         Err(TryLockError::WouldBlock) => Err(Error::InUse(dir.to_owned())),
         Err(TryLockError::Error(cause)) => Err(folder(cause)),
     }
-}
-
-fn make_ballast(path: &Path, bytes: u64) -> io::Result<()> {
-    if fs::metadata(path).is_ok_and(|found| found.len() == bytes) {
-        return Ok(());
-    }
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    let zeros = vec![0_u8; 64 * 1024];
-    let mut left = bytes;
-    while left > 0 {
-        let now = left.min(zeros.len() as u64);
-        file.write_all(zeros.get(..now as usize).unwrap_or(&zeros))?;
-        left -= now;
-    }
-    file.sync_all()
 }
 
 /// Makes an empty file that only we can read; SQLite gives its companions the same rights.

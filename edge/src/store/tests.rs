@@ -593,6 +593,102 @@ async fn a_store_of_the_first_release_goes_on_with_its_queues() {
     assert_eq!((count(dir.path(), "batch"), count(dir.path(), "needed")), (0, 0));
 }
 
+#[tokio::test]
+async fn a_full_store_keeps_what_it_has_and_says_when_there_is_room_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut plan = plan(dir.path());
+    plan.settings.max_bytes = 4 << 20;
+    let mut store = Harness::open(&plan);
+    let full = |store: &Harness| store.status.disk_full.load(std::sync::atomic::Ordering::Relaxed);
+    let mut random = Random(3);
+    let mut made = 0;
+    while !full(&store) {
+        let noise: String = (0..20_000).map(|_| (b' ' + random.below(90) as u8) as char).collect();
+        store.apply(vec![publish("up/a", &noise, vec![queued(1, made + 1)])]).await;
+        made += 1;
+    }
+    assert!((150..210).contains(&made), "{made}");
+    // What frees room goes on, and so does reading.
+    let rows = store.rows().await;
+    assert_eq!(rows.len() as u64, made);
+    assert_eq!(everything(&store, 1).await.len() as u64, made);
+    store
+        .apply((1..=made).map(|seq| Change::Dequeued { session: SessionId(1), seq }).collect())
+        .await;
+    assert!(full(&store), "the lane still has all of it");
+    let upto = &rows[rows.len() / 2];
+    store.opened.store.acked(1, Mark { id: upto.id, end: upto.end() }).await.unwrap();
+    let mut progress = store.opened.store.progress();
+    while full(&store) {
+        progress.changed().await.unwrap();
+    }
+    store.apply(vec![publish("up/a", "more", vec![])]).await;
+    assert_eq!(store.rows().await.len(), rows.len() - rows.len() / 2);
+    assert_eq!(store.status.drops(), BTreeMap::new());
+    assert_eq!(store.status.disk_full_total.get(), 1);
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn a_commit_that_finds_no_room_waits_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut plan = plan(dir.path());
+    plan.settings.max_bytes = 1 << 20;
+    let mut store = Harness::open(&plan);
+    let noise = |random: &mut Random| -> String {
+        (0..200_000).map(|_| (b' ' + random.below(90) as u8) as char).collect()
+    };
+    let mut random = Random(5);
+    for _ in 0..3 {
+        store.apply(vec![publish("up/a", &noise(&mut random), vec![])]).await;
+    }
+    let rows = store.rows().await;
+    let more = (0..3).map(|_| publish("up/a", &noise(&mut random), vec![])).collect();
+    let ticket = store.opened.journal.apply(more).await.unwrap();
+    let status = store.status.clone();
+    let mut progress = store.opened.store.progress();
+    while !status.disk_full.load(std::sync::atomic::Ordering::Relaxed) {
+        tokio::task::yield_now().await;
+    }
+    assert!(progress.borrow_and_update().committed < ticket);
+    assert_eq!(store.rows().await.len(), 3, "reading goes on");
+    // Room is made from outside, as an operator would raise the limit or free the disk.
+    let db = rusqlite::Connection::open(dir.path().join("edge.db")).unwrap();
+    db.busy_timeout(std::time::Duration::from_secs(9)).unwrap();
+    db.execute("DELETE FROM batch WHERE id = ?1", [rows[0].id as i64]).unwrap();
+    db.execute("DELETE FROM batch WHERE id = ?1", [rows[1].id as i64]).unwrap();
+    progress.wait_for(|progress| progress.committed >= ticket).await.unwrap();
+    assert!(progress.borrow().failed.is_none());
+    assert_eq!(store.rows().await.len(), 3, "one is left, the new ones are two rows");
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn a_merge_beside_new_rows_moves_no_message_that_a_queue_points_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Harness::open(&plan(dir.path()));
+    for i in 0..20 {
+        store.apply(vec![publish("up/a", &format!("old {i}"), vec![])]).await;
+    }
+    // While the first group is written the others wait: they are one commit, with the merge after the new rows.
+    for round in 0..40 {
+        let new = publish("up/a", &format!("new {round}"), vec![queued(1, round + 1)]);
+        store.opened.journal.apply(vec![publish("up/a", "between", vec![])]).await.unwrap();
+        let (applied, merged) =
+            tokio::join!(store.opened.journal.apply(vec![new]), store.opened.store.merge(1, 0));
+        applied.unwrap();
+        merged.unwrap();
+    }
+    let expected: Vec<_> = (0..40).map(|i| (i + 1, Some(format!("new {i}")))).collect();
+    assert_eq!(everything(&store, 1).await, expected);
+    let mut texts: Vec<_> =
+        payloads(&store.rows().await).into_iter().map(|(text, _)| text).collect();
+    texts.retain(|text| text != "between");
+    let old = (0..20).map(|i| format!("old {i}"));
+    assert_eq!(texts, old.chain((0..40).map(|i| format!("new {i}"))).collect::<Vec<_>>());
+    store.stop().await;
+}
+
 /// What the store must hold.
 #[derive(Debug, Default)]
 struct Model {

@@ -4,8 +4,8 @@
 //! what came while the last commit ran --> one transaction --> COMMIT returned --> Progress.committed, answers
 //! idle: at once                          busy: up to `commit_window_ms` for as many again
 //! ```
-//! A commit that fails is undone in memory too. A full disk: the ballast goes, lanes make room, once more. Anything
-//! else: nothing is acknowledged any more, the thread ends, `app` opens the store anew (a failed fsync leaves a page
+//! A commit that fails is undone in memory too. A full disk: what was kept free for it is used (`room`), once more, and
+//! then again until there is room. Anything else: nothing is acknowledged any more, the thread ends, `app` opens the store anew (a failed fsync leaves a page
 //! cache that cannot be trusted).
 //!
 //! Change here: when a commit happens. Not here: what is in it (`group`).
@@ -13,7 +13,6 @@
 use std::{
     collections::HashMap,
     fs::File,
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -24,10 +23,11 @@ use tokio::{
 };
 
 use super::{
-    Command, Error, Mark, Progress, budget,
+    Command, Error, Mark, Progress,
     group::{Group, State},
     merge,
     queues::{self, Trimmings},
+    room::Room,
 };
 
 /// At most this often a mark makes a commit of its own.
@@ -42,8 +42,8 @@ const BUSY: usize = 64;
 /// The file's size is read after so many commits.
 const SIZE_EVERY: u64 = 64;
 
-/// Times a group is tried again after making room on a full disk.
-const FULL_TRIES: usize = 3;
+/// Between two attempts on a disk that is full to the last byte.
+const FULL_WAIT: Duration = Duration::from_millis(500);
 
 /// The thread's possessions.
 pub(super) struct Writer {
@@ -52,7 +52,7 @@ pub(super) struct Writer {
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) progress: watch::Sender<Progress>,
     pub(super) trimmed: Trimmings,
-    pub(super) ballast: PathBuf,
+    pub(super) room: Room,
     /// Held as long as the file is open.
     pub(super) lock: File,
 }
@@ -101,11 +101,14 @@ impl Writer {
             }
             last = changes(&group);
             if (!group.is_empty() || marks.due() || queues::is_due(&self.state))
-                && let Err(error) = self.commit(group, marks.take_if_due())
+                && let Err(error) = self.commit(group, marks.take_if_due()).await
             {
                 tracing::error!(%error, "the store cannot commit; nothing is acknowledged any more");
                 self.progress.send_modify(|progress| progress.failed = Some(error));
                 return;
+            }
+            if let Err(error) = self.look_for_room() {
+                tracing::warn!(%error, "no look for room on the disk");
             }
             if let Some(reply) = stop {
                 self.close();
@@ -128,7 +131,7 @@ impl Writer {
             marks.applied.map_or(Duration::ZERO, |at| MARK_EVERY.saturating_sub(at.elapsed()))
         });
         let chore = queues::is_due(&self.state).then_some(CHORE_AFTER);
-        let first = match mark.into_iter().chain(chore).min() {
+        let first = match mark.into_iter().chain(chore).chain(self.room.look_in()).min() {
             None => self.commands.recv().await,
             Some(wait) => match time::timeout(wait, self.commands.recv()).await {
                 Ok(first) => first,
@@ -164,10 +167,9 @@ impl Writer {
     }
 
     /// One transaction, durable when this returns.
-    fn commit(&mut self, group: Vec<Command>, marks: Vec<(u16, Mark)>) -> Result<(), Error> {
+    async fn commit(&mut self, group: Vec<Command>, marks: Vec<(u16, Mark)>) -> Result<(), Error> {
         let began = Instant::now();
         let mut before = self.state.clone();
-        let mut tries = 0;
         let (answers, dropped) = loop {
             match self.try_commit(&group, &marks) {
                 Ok(done) => break done,
@@ -176,13 +178,15 @@ impl Writer {
                     if !self.db.is_autocommit() {
                         self.db.execute_batch("ROLLBACK")?;
                     }
-                    tries += 1;
-                    if !error.is_full() || tries > FULL_TRIES {
+                    if !error.is_full() {
                         return Err(error);
                     }
-                    tracing::error!(%error, "no room: dropping what lanes may drop");
-                    self.make_room()?;
-                    before = self.state.clone();
+                    before.full = true;
+                    self.state.full = true;
+                    if !self.room.use_reserve(&self.db, &before.status)? {
+                        tracing::error!(%error, "no room at all: waiting for it");
+                        time::sleep(FULL_WAIT).await;
+                    }
                 }
             }
         };
@@ -271,15 +275,13 @@ impl Writer {
         Ok((merged, dropped))
     }
 
-    fn make_room(&mut self) -> Result<(), Error> {
-        if std::fs::remove_file(&self.ballast).is_ok() {
-            tracing::error!("the ballast file was given up to make room on the disk");
-            return Ok(());
+    /// A full disk may have room again.
+    fn look_for_room(&mut self) -> Result<(), Error> {
+        if self.room.is_full() && self.room.look(&self.db, &self.state.status)? {
+            self.state.full = false;
+            // Those who wait for it look again.
+            self.progress.send_modify(|_| {});
         }
-        self.db.execute_batch("BEGIN IMMEDIATE")?;
-        let dropped = budget::make_room(&self.db, &mut self.state)?;
-        self.db.execute_batch("COMMIT")?;
-        self.state.status.dropped("disk_full", dropped);
         Ok(())
     }
 

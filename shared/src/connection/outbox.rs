@@ -35,9 +35,17 @@ struct State {
     queue: VecDeque<Outgoing>,
     bytes: usize,
     answers: usize,
+    /// The host does not want to hear from it at the moment.
+    paused: bool,
     closed: bool,
     writer: Option<Waker>,
     reader: Option<Waker>,
+}
+
+impl State {
+    fn has_room(&self, answers: usize) -> bool {
+        self.answers < answers && !self.paused || self.closed
+    }
 }
 
 /// The client does not read fast enough: this QoS 0 message is not sent to it.
@@ -100,7 +108,21 @@ impl Outbox {
             state.queue.extend(last);
             state.closed = true;
         }
-        let waker = state.writer.take();
+        let wakers = [state.writer.take(), state.reader.take()];
+        drop(state);
+        wakers.into_iter().for_each(wake);
+    }
+
+    /// Nothing more is read from the client, until [`Outbox::resume`].
+    pub fn pause(&self) {
+        self.state().paused = true;
+    }
+
+    /// The client is read from again.
+    pub fn resume(&self) {
+        let mut state = self.state();
+        state.paused = false;
+        let waker = state.reader.take();
         drop(state);
         wake(waker);
     }
@@ -135,13 +157,13 @@ impl Outbox {
     /// The client has taken enough of its answers to be read from.
     pub(super) fn has_room(&self) -> bool {
         let state = self.state();
-        state.answers < self.shared.answers || state.closed
+        state.has_room(self.shared.answers)
     }
 
     /// Waits until the client has taken enough of its answers to be read from again.
     pub(super) fn poll_room(&self, context: &mut Context<'_>) -> Poll<()> {
         let mut state = self.state();
-        if state.answers < self.shared.answers || state.closed {
+        if state.has_room(self.shared.answers) {
             return Poll::Ready(());
         }
         state.reader = Some(context.waker().clone());

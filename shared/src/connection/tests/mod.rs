@@ -239,6 +239,23 @@ async fn a_packet_larger_than_any_buffer_arrives_whole() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_paused_client_is_read_when_it_is_resumed_and_not_before() {
+    let mut running = accepted(connect(Version::V311), Settings::default()).await;
+    running.outbox.pause();
+    running.client.send(&publish("later")).await;
+    let early = tokio::time::timeout(Duration::from_mins(1), running.incoming.recv()).await;
+    assert!(early.is_err(), "{early:?}");
+    running.outbox.resume();
+    let Some(Incoming::Packets(_, packets)) = running.incoming.recv().await else { panic!() };
+    assert_eq!(packets, [publish("later")]);
+    running.outbox.pause();
+    running.client.send(&publish("never")).await;
+    running.outbox.close();
+    while !matches!(running.incoming.recv().await, Some(Incoming::Closed(..))) {}
+    assert_eq!(running.end.await.unwrap(), End::Closed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_follows_a_disconnect() {
     let mut running = accepted(connect(Version::V5), Settings::default()).await;
     let goodbye = Packet::Disconnect(Disconnect::new(Reason::SUCCESS));
