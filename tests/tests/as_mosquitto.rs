@@ -40,6 +40,7 @@ fn every_explained_difference_has_its_row() {
 
 /// A bridge first asks with the highest bit of the protocol level set (0x83, 0x84), is refused with return code 1, and asks
 /// again as a plain client.
+// [MQTT311-3.1.2-2]
 #[test]
 fn a_mosquitto_bridge_gets_through_both_ways_as_it_comes() {
     let Some(binary) = mosquitto::installed() else { return say("SKIP no mosquitto here") };

@@ -48,6 +48,7 @@ fn a_backlog_arrives_once_and_in_order_after_an_outage_and_an_edge_restart() {
 }
 
 // [MQTT-4.4.0-1]
+// [MQTT311-4.1.0-1]
 #[test]
 fn sessions_queues_and_retained_messages_survive_a_kill_of_the_edge() {
     let folder = tempfile::tempdir().expect("folder");

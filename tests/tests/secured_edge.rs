@@ -189,6 +189,7 @@ sys.exit(0 if message.is_published() else 1)
 "#;
 
 // [MQTT-4.2-1]
+// [MQTT311-7.1.1-1]
 #[test]
 fn real_clients_meet_whatever_carries_them() {
     let secured = Secured::start();

@@ -150,6 +150,7 @@ mod tests {
     }
 
     // [MQTT-4.7.1-1] [MQTT-4.7.1-2] [MQTT-4.7.3-1] [MQTT-4.7.3-2] [MQTT-4.7.3-3]
+    // [MQTT311-4.7.1-2] [MQTT311-4.7.1-3] [MQTT311-4.7.3-3]
     #[test]
     fn illegal_filters_are_told_why() {
         for (filter, why) in [

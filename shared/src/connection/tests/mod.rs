@@ -168,6 +168,7 @@ async fn refused(sent: &[u8]) -> (Refused, Vec<u8>, Arc<Context>) {
 }
 
 // [MQTT-3.1.2-2] [MQTT-3.1.2-3] [MQTT-3.1.4-1] [MQTT-3.2.2-7]
+// [MQTT311-3.1.2-2] [MQTT311-3.1.4-1] [MQTT311-3.2.2-6]
 #[tokio::test(start_paused = true)]
 async fn a_malformed_connect_is_answered_in_its_version() {
     let (_, answer, context) = refused(b"\x10\x0d\x00\x04MQTT\x02\x02\x00\x00\x00\x01a").await;

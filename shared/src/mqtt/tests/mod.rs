@@ -4,5 +4,6 @@ pub(crate) mod arbitrary;
 mod differential;
 mod robust;
 mod round_trip;
+mod v311;
 mod vectors;
 mod version_5;

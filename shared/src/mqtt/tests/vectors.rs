@@ -393,6 +393,7 @@ fn packets_are_written_as_the_standard_shows() {
     writes(&Packet::Publish(publish), Version::V5, "30 08 0003 612f62 00 6869");
 }
 
+// [MQTT311-3.1.3-8] [MQTT311-3.1.3-9]
 #[test]
 fn reason_codes_become_return_codes_before_version_5() {
     let connack = |reason| {

@@ -29,6 +29,7 @@ async fn pair(pipe: usize) -> (Client, WebSocket<DuplexStream>, Response) {
 }
 
 // [MQTT-6.0.0-2]
+// [MQTT311-6.0.0-2] [MQTT311-6.0.0-4]
 #[tokio::test]
 async fn bytes_arrive_as_sent_in_both_directions_however_messages_are_cut() {
     for pipe in [200, 777, 100_000] {
@@ -73,6 +74,7 @@ async fn bytes_arrive_as_sent_in_both_directions_however_messages_are_cut() {
 }
 
 // [MQTT-6.0.0-1]
+// [MQTT311-6.0.0-1]
 #[tokio::test]
 async fn a_text_frame_ends_the_connection_and_the_client_is_told() {
     let (mut client, mut server, _) = pair(1_000).await;

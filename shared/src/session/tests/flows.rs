@@ -330,6 +330,7 @@ fn a_packet_larger_than_the_client_takes_is_dropped_as_if_it_had_been_sent() {
 }
 
 // [MQTT-3.4.2-1] [MQTT-3.5.2-1]
+// [MQTT311-4.8.0-2]
 #[test]
 fn a_message_the_host_refuses_is_answered_where_the_version_can() {
     let mut w = world();

@@ -12,5 +12,6 @@ mod rights;
 mod shared;
 mod store;
 mod subscriptions;
+mod v311;
 mod wills;
 mod world;

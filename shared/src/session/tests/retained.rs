@@ -60,6 +60,7 @@ fn retain_handling_says_when_retained_messages_are_sent() {
 }
 
 // [MQTT-3.8.4-5]
+// [MQTT311-3.8.4-4]
 #[test]
 fn a_filter_twice_in_one_packet_is_as_good_as_two_packets() {
     let mut w = world();

@@ -18,6 +18,7 @@ pub(super) fn join_as(w: &mut World, connect: Connect, name: &str) -> Client {
 }
 
 // [MQTT-3.3.5-2] [MQTT-4.13.1-2]
+// [MQTT311-3.3.5-2]
 #[test]
 fn a_publish_that_is_not_allowed_reaches_nobody_and_its_sender_is_told_where_it_can_be() {
     for (version, drop, qos, answers) in [
