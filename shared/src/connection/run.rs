@@ -83,6 +83,16 @@ pub(super) struct Link<'a> {
     pub(super) keep_alive_s: AtomicU16,
 }
 
+impl Link<'_> {
+    /// The client takes no packet as large as an answer it must get: without that it would wait for ever, and get what must
+    /// not come before CONNACK.
+    pub(super) fn give_up(&self) {
+        let told = self.takes.version == Version::V5 && self.accepted.load(Ordering::Acquire);
+        let last = Packet::Disconnect(Disconnect::new(Reason::PACKET_TOO_LARGE));
+        self.outbox.close_with(told.then(|| Outgoing::Packet(Box::new(last))));
+    }
+}
+
 /// Serves a connection to its end, which the broker has been told when this returns. `peer`: who it is, established
 /// by the host from the CONNECT and the stream.
 ///

@@ -183,7 +183,15 @@ fn encode(
                 }
                 written
             }
-            Outgoing::Packet(packet) => encode_packet(*packet, link, output),
+            Outgoing::Packet(packet) => {
+                let answer = !matches!(*packet, Packet::Disconnect(_));
+                let written = encode_packet(*packet, link, output);
+                if !written && answer {
+                    batch.clear();
+                    link.give_up();
+                }
+                written
+            }
         };
         if written {
             packets += 1;
@@ -239,8 +247,8 @@ fn encode_packet(packet: Packet, link: &Link<'_>, output: &mut Output) -> bool {
             link.keep_alive_s.store(seconds, Ordering::Release);
         }
         link.quota.announce(connack.properties.receive_maximum);
-        link.accepted.store(true, Ordering::Release);
     }
+    let accepts = matches!(&packet, Packet::ConnAck(connack) if !connack.reason.is_error());
     link.quota.written(&packet);
     let always = matches!(packet, Packet::ConnAck(_) | Packet::Disconnect(_) | Packet::Publish(_));
     let packet = if takes.problem_information || always {
@@ -248,5 +256,9 @@ fn encode_packet(packet: Packet, link: &Link<'_>, output: &mut Output) -> bool {
     } else {
         write::without_diagnostics(&packet, true).unwrap_or(packet)
     };
-    write::write_limited(&packet, takes.version, takes.maximum(), output.tail()).is_ok()
+    let written = write::write_limited(&packet, takes.version, takes.maximum(), output.tail());
+    if accepts && written.is_ok() {
+        link.accepted.store(true, Ordering::Release);
+    }
+    written.is_ok()
 }

@@ -170,3 +170,31 @@ async fn who_wants_no_problem_information_gets_none_beside_connack_and_disconnec
         assert_eq!(running.client.receive().await, Some(Packet::Disconnect(last)));
     }
 }
+
+// [MQTT-3.1.2-24] [MQTT-3.2.0-1]
+#[tokio::test(start_paused = true)]
+async fn who_takes_no_packet_as_large_as_an_answer_is_disconnected() {
+    for maximum in [1, 9, 10] {
+        let asked = Connect { maximum_packet_size: Some(maximum), ..connect(Version::V5) };
+        let mut running = start(asked, Settings::default()).await;
+        let properties = ConnAckProperties { maximum_packet_size: Some(9), ..Default::default() };
+        running.outbox.send(connack(properties)).unwrap();
+        running.outbox.send(Outgoing::Packet(Box::new(Packet::PingResp))).unwrap();
+        let got = running.client.receive().await;
+        if maximum < 10 {
+            assert_eq!(got, None, "nothing comes before CONNACK");
+            assert!(matches!(running.incoming.recv().await, Some(Incoming::Closed(_, None))));
+            continue;
+        }
+        assert!(matches!(got, Some(Packet::ConnAck(_))));
+        assert_eq!(running.client.receive().await, Some(Packet::PingResp));
+        let packet_id = PacketId::new(1).unwrap();
+        let (reasons, reason_string) = (vec![Reason::SUCCESS; 6], None);
+        let suback = SubAck { packet_id, reasons, reason_string, user_properties: Vec::new() };
+        running.outbox.send(Outgoing::Packet(Box::new(Packet::SubAck(suback)))).unwrap();
+        let told = Packet::Disconnect(Disconnect::new(Reason::PACKET_TOO_LARGE));
+        assert_eq!(running.client.receive().await, Some(told));
+        assert_eq!(running.client.receive().await, None);
+        assert!(matches!(running.incoming.recv().await, Some(Incoming::Closed(_, None))));
+    }
+}

@@ -23,6 +23,8 @@ use crate::{
 /// What a connection was sent, and what it waits for.
 struct Link {
     version: Version,
+    /// Bytes of a packet that it takes.
+    maximum: usize,
     sent: u32,
     connected: bool,
     closed: bool,
@@ -49,6 +51,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         };
         connect.client_id = ["a", "b", "c", ""][name].into();
         connect.keep_alive %= 100;
+        connect.maximum_packet_size = connect.maximum_packet_size.map(|most| most % 100 + 1);
         if !method {
             connect.authentication_method = None;
             connect.authentication_data = None;
@@ -111,8 +114,15 @@ impl Checked {
                 let connection = ConnectionId(self.links.len() as u64 + 1);
                 self.current[name] = Some(connection);
                 let version = connect.version;
-                let link =
-                    Link { version, sent: 0, connected: false, closed: false, asked: Vec::new() };
+                let maximum = connect.maximum_packet_size.map_or(usize::MAX, |most| most as usize);
+                let link = Link {
+                    version,
+                    maximum,
+                    sent: 0,
+                    connected: false,
+                    closed: false,
+                    asked: Vec::new(),
+                };
                 self.links.insert(connection, link);
                 let peer = Peer { principal: None, address: None, proof: None };
                 self.event(Event::Connect { connection, connect, peer });
@@ -176,6 +186,7 @@ impl Checked {
         write(&packet, link.version, &mut bytes);
         let read = Reader::client(link.version, 1 << 20).read(&mut bytes.clone());
         assert!(matches!(read, Ok(Some(_))), "{read:?}: {packet:?}");
+        assert!(bytes.len() <= link.maximum || !matches!(packet, Packet::Publish(_)), "{packet:?}");
         let is_connack = matches!(packet, Packet::ConnAck(_));
         assert_eq!(is_connack, link.sent == 0, "CONNACK comes first and once: {packet:?}");
         link.sent += 1;
