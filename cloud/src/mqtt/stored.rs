@@ -26,7 +26,7 @@ use tributary_shared::{
     },
     session::{
         Queued, SessionId,
-        action::{SavedSession, SavedSubscription},
+        action::{SavedReplay, SavedSession, SavedSubscription},
     },
 };
 
@@ -183,6 +183,10 @@ pub(super) fn write_subscription(saved: &SavedSubscription) -> Bytes {
     out.put_u8(u8::from(options.retain_as_published));
     out.put_u8(options.retain_handling);
     put_option(&mut out, saved.subscription_id, BufMut::put_u32);
+    put_option(&mut out, saved.replay.as_ref(), |out, replay| {
+        out.put_i64(replay.since_ms);
+        put_option(out, replay.after.as_ref(), |out, after| put_text(out, after));
+    });
     out.into()
 }
 
@@ -197,8 +201,12 @@ pub(super) fn read_subscription(key: &[u8], bytes: Bytes) -> Result<SavedSubscri
         retain_handling: bytes.try_get_u8()?,
     };
     let subscription_id = get_option(&mut bytes, |bytes| Ok(bytes.try_get_u32()?))?;
+    let replay = get_option(&mut bytes, |bytes| {
+        let since_ms = bytes.try_get_i64()?;
+        Ok(SavedReplay { since_ms, after: get_option(bytes, get_text)? })
+    })?;
     let filter = std::str::from_utf8(filter).map_err(|_| Unreadable::Text)?.into();
-    Ok(SavedSubscription { session, filter, options, subscription_id })
+    Ok(SavedSubscription { session, filter, options, subscription_id, replay })
 }
 
 /// A queue entry; its session and seq are in the key. `bytes`: what it counts for in limits.
@@ -395,6 +403,7 @@ mod tests {
             filter: "$share/g/+/#".into(),
             options,
             subscription_id: Some(9),
+            replay: Some(SavedReplay { after: Some("a/b".into()), since_ms: 5 }),
         };
         let key = session_key(kind::SUBSCRIPTION, saved.session, saved.filter.as_bytes());
         assert_eq!(read_subscription(&key, write_subscription(&saved)).unwrap(), saved);

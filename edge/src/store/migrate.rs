@@ -26,6 +26,9 @@ const STEPS: &[&str] = &[
      ) WITHOUT ROWID;
      INSERT INTO needed SELECT batch, session, count(*), min(seq), max(seq) FROM queue GROUP BY batch, session;
      DROP TABLE refs",
+    // Retained messages still to be sent for a subscription: since when, after which topic.
+    "ALTER TABLE subscription ADD COLUMN replay_since_ms INTEGER;
+     ALTER TABLE subscription ADD COLUMN replay_after TEXT",
 ];
 
 /// Brings the file to the newest version, one transaction a step.

@@ -16,7 +16,7 @@ use tributary_shared::{
     },
     session::{
         Restored, RestoredSession, SessionId,
-        action::{Author, SavedSession, SavedSubscription},
+        action::{Author, SavedReplay, SavedSession, SavedSubscription},
     },
 };
 
@@ -56,12 +56,17 @@ pub(super) fn subscribe(db: &Connection, subscription: &SavedSubscription) -> Re
         | u8::from(options.no_local) << 2
         | u8::from(options.retain_as_published) << 3
         | (options.retain_handling & 3) << 4;
-    db.prepare_cached("INSERT OR REPLACE INTO subscription VALUES(?1,?2,?3,?4)")?.execute((
-        subscription.session.0 as i64,
-        &*subscription.filter,
-        bits,
-        subscription.subscription_id,
-    ))?;
+    let replay = subscription.replay.as_ref();
+    db.prepare_cached("INSERT OR REPLACE INTO subscription VALUES(?1,?2,?3,?4,?5,?6)")?.execute(
+        (
+            subscription.session.0 as i64,
+            &*subscription.filter,
+            bits,
+            subscription.subscription_id,
+            replay.map(|replay| replay.since_ms),
+            replay.and_then(|replay| replay.after.as_deref()),
+        ),
+    )?;
     Ok(())
 }
 
@@ -159,8 +164,10 @@ fn load_sessions(db: &Connection) -> Result<Vec<SavedSession>, Error> {
 }
 
 fn load_subscriptions(db: &Connection) -> Result<Vec<SavedSubscription>, Error> {
-    let mut found =
-        db.prepare("SELECT session, filter, options, subscription_id FROM subscription")?;
+    let mut found = db.prepare(
+        "SELECT session, filter, options, subscription_id, replay_since_ms, replay_after
+         FROM subscription",
+    )?;
     let rows = found.query_map([], |row| {
         let bits: u8 = row.get(2)?;
         Ok(SavedSubscription {
@@ -173,6 +180,13 @@ fn load_subscriptions(db: &Connection) -> Result<Vec<SavedSubscription>, Error> 
                 retain_handling: bits >> 4 & 3,
             },
             subscription_id: row.get(3)?,
+            replay: match row.get(4)? {
+                Some(since_ms) => {
+                    let after = row.get::<_, Option<String>>(5)?.map(ByteString::from);
+                    Some(SavedReplay { after, since_ms })
+                }
+                None => None,
+            },
         })
     })?;
     Ok(rows.collect::<Result<_, _>>()?)

@@ -14,7 +14,7 @@ use tributary_shared::{
     record::{Batch, mqtt::header},
     session::{
         Queued, SessionId,
-        action::{Author, Change, SavedSession, SavedSubscription},
+        action::{Author, Change, SavedReplay, SavedSession, SavedSubscription},
     },
 };
 
@@ -182,6 +182,7 @@ async fn sessions_queues_ids_and_retained_come_back() {
             retain_handling: 2,
         },
         subscription_id: Some(11),
+        replay: Some(SavedReplay { after: Some("a/b".into()), since_ms: 7 }),
     };
     let sent = Queued { packet_id: Some(id), released: true, ..queued(3, 2) };
     let retained = Arc::new(Message { retain: true, ..(*message("up/r", "keep")).clone() });

@@ -75,11 +75,11 @@ pub enum Change {
         /// Who answers for it.
         author: Author,
     },
-    /// A session that must survive a restart was made or changed.
+    /// A session that must survive a restart was made or changed; one without expiry for its will alone.
     SessionSaved(Box<SavedSession>),
     /// A session ended, with all its subscriptions, queue entries and ids.
     SessionRemoved(SessionId),
-    /// A subscription was made or replaced.
+    /// A subscription was made or replaced, or its retained messages have come further.
     Subscribed(SavedSubscription),
     /// A subscription ended.
     Unsubscribed {
@@ -155,6 +155,17 @@ pub struct SavedSubscription {
     pub options: SubscriptionOptions,
     /// Subscription id.
     pub subscription_id: Option<u32>,
+    /// Retained messages still to be sent for it; `None`: it has them all.
+    pub replay: Option<SavedReplay>,
+}
+
+/// How far the retained messages for a new subscription have come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedReplay {
+    /// Last topic that was looked at.
+    pub after: Option<ByteString>,
+    /// Wall ms of the subscription: later messages came by it.
+    pub since_ms: i64,
 }
 
 /// What to do.

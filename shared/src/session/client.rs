@@ -23,8 +23,10 @@ pub(super) struct Session {
     pub(super) id: SessionId,
     pub(super) client_id: ByteString,
     pub(super) principal: Option<ByteString>,
-    /// Has a place in the store: it was made to outlive its connection.
+    /// Has a place in the store for all it has: it was made to outlive its connection.
     pub(super) stored: bool,
+    /// Has a row in the store: as it is `stored`, or so that its will outlives a restart.
+    pub(super) saved: bool,
     /// Seconds it lives after the connection.
     pub(super) expiry_s: u32,
     pub(super) online: Option<Online>,
@@ -80,7 +82,7 @@ pub(super) struct Connection {
 }
 
 impl Session {
-    pub(super) fn saved(&self) -> Box<SavedSession> {
+    pub(super) fn to_save(&self) -> Box<SavedSession> {
         Box::new(SavedSession {
             session: self.id,
             client_id: self.client_id.clone(),

@@ -103,7 +103,8 @@ impl State {
         }
     }
 
-    /// Ends another connection of the client (MQTT-3.1.4-3) and, for a clean start, its session (MQTT-3.1.2-4).
+    /// Ends another connection of the client (MQTT-3.1.4-3), and its session for a clean start (MQTT-3.1.2-4) or when its
+    /// time is over, though no tick has said so yet.
     fn take_over(&mut self, client: &ByteString, clean: bool, now: Now, out: &mut Decision) {
         if let Some(online) = self.session_of_client(client).and_then(|session| session.online) {
             if online.version == Version::V5 {
@@ -114,7 +115,10 @@ impl State {
             out.effects.push(Effect::Close { connection: online.connection, reason });
             self.disconnected(online.connection, now, out);
         }
-        if clean && let Some(&id) = self.clients.get(client) {
+        let session = self.session_of_client(client).map(|session| (session.id, session.ends));
+        if let Some((id, ends)) = session
+            && (clean || ends.is_some_and(|at| at <= now.mono_ms))
+        {
             self.end_session(id, now, out);
         }
     }
@@ -136,6 +140,7 @@ impl State {
             client_id: connect.client_id.clone(),
             principal,
             stored: false,
+            saved: false,
             expiry_s: 0,
             online: None,
             disconnected_ms: None,
@@ -174,6 +179,7 @@ impl State {
         session.will.clone_from(&connect.will);
         session.expiry_s = expiry_s;
         session.stored |= expiry_s > 0;
+        session.saved |= session.stored || session.will.is_some(); // MQTT-3.1.2-7
         let window = connect.receive_maximum.unwrap_or(u16::MAX);
         session.online = Some(Online {
             connection,
@@ -181,9 +187,9 @@ impl State {
             window: window.min(self.settings.inflight_messages),
             packet_bytes: connect.maximum_packet_size,
         });
-        if session.stored {
+        if session.saved {
             out.wait = true;
-            out.changes.push(Change::SessionSaved(session.saved()));
+            out.changes.push(Change::SessionSaved(session.to_save()));
         }
         let silence_ms = u64::from(keep_alive) * 1500; // MQTT-3.1.2-22
         let timer = (silence_ms > 0).then_some(now.mono_ms + silence_ms);

@@ -90,7 +90,7 @@ impl State {
             self.publish_will(id, now, out);
         }
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        out.changes.push(Change::SessionSaved(session.saved()));
+        out.changes.push(Change::SessionSaved(session.to_save()));
         if let Some(at) = session.due() {
             self.timers.set(at, Timer::Session(id));
         }
@@ -114,7 +114,7 @@ impl State {
             let (why, count) = ("session_ended", session.queue.messages());
             out.effects.push(Effect::Dropped { session: Some(id), why, count });
         }
-        if session.stored {
+        if session.saved {
             out.changes.push(Change::SessionRemoved(id));
         }
         if let Some(will) = self.will_message(&mut session, now, out) {

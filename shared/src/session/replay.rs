@@ -1,9 +1,14 @@
 //! Retained messages for new subscriptions, in bounded steps (3.3.1.3, 3.8.3.1).
 //!
-//! A step follows SUBACK, the next ones the tick, and acknowledgements where the queue was full. Not here: finding them (`retained`).
+//! A step follows SUBACK, the next ones the tick, and acknowledgements where the queue was full. How far a stored session
+//! has come is stored with what the step gave it. Not here: finding them (`retained`).
 
 use super::{
-    Change, Decision, Now, SessionId, State, action::Author, deliver::Offer, retained::Replay,
+    Change, Decision, Now, SessionId, State,
+    action::{Author, SavedSubscription},
+    client::Session,
+    deliver::Offer,
+    retained::Replay,
 };
 use crate::mqtt::packet::Qos;
 
@@ -23,6 +28,13 @@ impl State {
 
     /// One step for one session.
     pub(super) fn replay(&mut self, id: SessionId, now: Now, out: &mut Decision) {
+        self.replay_step(id, now, out);
+        if let Some(session) = self.sessions.get_mut(&id).filter(|session| session.stored) {
+            session.save_replays(out);
+        }
+    }
+
+    fn replay_step(&mut self, id: SessionId, now: Now, out: &mut Decision) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         if session.online.is_none() || !session.queue.is_roomy(&self.settings) {
             return; // its next connection, or the next acknowledgement, schedules it
@@ -63,6 +75,9 @@ impl State {
                 session.replays.push_front(replay);
                 break;
             }
+            if replay.stored.is_some() {
+                out.changes.push(session.replay_to_save(&replay, false));
+            }
         }
         self.schedule_replay(id);
     }
@@ -90,5 +105,33 @@ impl State {
             out.changes.push(Change::Enqueued { message, queued: vec![queued] });
         }
         direct || session.queue.is_roomy(&self.settings)
+    }
+}
+
+impl Session {
+    /// Stores how far those have come that are not at their end; of several for one filter the last.
+    fn save_replays(&mut self, out: &mut Decision) {
+        for at in 0..self.replays.len() {
+            let Some(replay) = self.replays.get(at) else { return };
+            let now = replay.to_save();
+            let mut later = self.replays.iter().skip(at + 1);
+            if replay.stored.as_ref() == Some(&now) || later.any(|r| r.pattern == replay.pattern) {
+                continue;
+            }
+            out.changes.push(self.replay_to_save(replay, true));
+            if let Some(replay) = self.replays.get_mut(at) {
+                replay.stored = Some(now);
+            }
+        }
+    }
+
+    fn replay_to_save(&self, replay: &Replay, open: bool) -> Change {
+        Change::Subscribed(SavedSubscription {
+            session: self.id,
+            filter: replay.pattern.clone(),
+            options: replay.subscribed.0,
+            subscription_id: replay.subscribed.1,
+            replay: open.then(|| replay.to_save()),
+        })
     }
 }

@@ -9,6 +9,7 @@ use super::{
     disconnect::ends_after,
     own::is_own,
     queue::Queue,
+    retained::Replay,
     routes::Subscriber,
     timers::Timer,
 };
@@ -58,13 +59,13 @@ impl State {
         for session in restored.sessions {
             self.restore_session(session, now);
         }
-        for saved in restored.subscriptions {
-            self.restore_subscription(saved);
-        }
         for (message, author) in restored.retained {
             if !is_own(&message.topic) {
                 self.retained.insert(message, author);
             }
+        }
+        for saved in restored.subscriptions {
+            self.restore_subscription(saved);
         }
     }
 
@@ -81,6 +82,7 @@ impl State {
             client_id: saved.client_id.clone(),
             principal: saved.principal,
             stored: true,
+            saved: true,
             expiry_s: saved.expiry_s,
             online: None,
             disconnected_ms: Some(ended_ms),
@@ -105,13 +107,26 @@ impl State {
     }
 
     fn restore_subscription(&mut self, saved: SavedSubscription) {
-        let SavedSubscription { session, filter, options, subscription_id: id } = saved;
+        let SavedSubscription { session, filter, options, subscription_id: id, replay } = saved;
         let (Some(owner), Ok(parsed)) =
             (self.sessions.get_mut(&session), Subscribed::parse(&filter))
         else {
             return;
         };
         self.routes.insert(&filter, parsed, Subscriber { session, options, id });
+        if let Some(stored) = replay {
+            owner.replays.push_back(Replay {
+                pattern: filter.clone(),
+                options,
+                id,
+                after: stored.after.clone(),
+                version: self.retained.version(),
+                subscribed: (options, id),
+                since_ms: stored.since_ms,
+                restored: true,
+                stored: Some(stored),
+            });
+        }
         self.subscriptions += usize::from(owner.subscriptions.insert(filter));
     }
 }

@@ -8,7 +8,7 @@ use bytestring::ByteString;
 
 use super::{
     Settings,
-    action::Author,
+    action::{Author, SavedReplay},
     client::Session,
     own::{is_own, may_publish},
     queue::weight,
@@ -69,6 +69,24 @@ pub(super) struct Replay {
     pub(super) after: Option<ByteString>,
     /// Later ones came by the subscription itself.
     pub(super) version: u64,
+    /// Options and id of the subscription as the store has it: one packet can replace its own.
+    pub(super) subscribed: (SubscriptionOptions, Option<u32>),
+    /// Wall ms of the subscription.
+    pub(super) since_ms: i64,
+    /// It was made before a restart, since when versions say nothing of what was before.
+    pub(super) restored: bool,
+    /// What the store knows of it.
+    pub(super) stored: Option<SavedReplay>,
+}
+
+impl Replay {
+    pub(super) fn to_save(&self) -> SavedReplay {
+        SavedReplay { after: self.after.clone(), since_ms: self.since_ms }
+    }
+
+    fn wants(&self, kept: &Kept) -> bool {
+        kept.version <= self.version && !(self.restored && kept.message.received_ms > self.since_ms)
+    }
 }
 
 /// Some of the retained messages.
@@ -162,7 +180,7 @@ impl Retained {
         let mut page = Page { messages: Vec::new(), after: None, denied: 0 };
         let pattern: &str = &replay.pattern;
         let Some(wildcard) = pattern.find(['+', '#']) else {
-            let kept = self.topics.get(pattern).filter(|kept| kept.version <= replay.version);
+            let kept = self.topics.get(pattern).filter(|kept| replay.wants(kept));
             if let Some(kept) = kept {
                 page.take(kept, permissions);
             }
@@ -184,7 +202,7 @@ impl Retained {
                 return page;
             }
             page.after = Some(topic.clone());
-            if kept.version <= replay.version && filter::matches(pattern, topic) {
+            if replay.wants(kept) && filter::matches(pattern, topic) {
                 page.take(kept, permissions);
             }
         }

@@ -44,7 +44,9 @@ impl State {
             let outcome = match refused.get(at).copied().flatten() {
                 Some(reason) => Err(reason),
                 None if at >= FILTERS => Err(Reason::QUOTA_EXCEEDED),
-                None => self.subscribe_one(id, one, subscribe.subscription_id, &mut older, out),
+                None => {
+                    self.subscribe_one(id, one, subscribe.subscription_id, &mut older, now, out)
+                }
             };
             reasons.push(match outcome {
                 Ok(qos) => Reason(qos as u8),
@@ -62,6 +64,7 @@ impl State {
         one: SubscribeFilter,
         subscription_id: Option<u32>,
         older: &mut usize,
+        now: Now,
         out: &mut Decision,
     ) -> Result<Qos, Reason> {
         let settings = &self.settings;
@@ -94,7 +97,17 @@ impl State {
                 filter: filter.clone(),
                 options,
                 subscription_id,
+                replay: None,
             }));
+        }
+        for (at, replay) in session.replays.iter_mut().enumerate() {
+            if replay.pattern == filter {
+                // The store has just been told of the subscription as it is now. An earlier packet's goes on for it.
+                (replay.subscribed, replay.stored) = ((options, subscription_id), None);
+                if at < *older {
+                    (replay.options, replay.id) = (options, subscription_id);
+                }
+            }
         }
         let wanted = options.retain_handling == 0 || (options.retain_handling == 1 && new);
         if wanted && parsed.share.is_none() && !self.retained.is_empty() {
@@ -111,6 +124,10 @@ impl State {
                 id: subscription_id,
                 after: None,
                 version: self.retained.version(),
+                subscribed: (options, subscription_id),
+                since_ms: now.wall_ms,
+                restored: false,
+                stored: None,
             });
         }
         Ok(options.qos)

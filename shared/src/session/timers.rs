@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 
 use bytestring::ByteString;
 
-use super::{Change, ConnectionId, Decision, Now, SessionId, State, action::Author};
+use super::{
+    Change, ConnectionId, Decision, Now, SessionId, State, action::Author, client::Session,
+};
 use crate::mqtt::packet::Reason;
 
 /// Timers, sessions to save and replays that one tick handles.
@@ -84,8 +86,9 @@ impl State {
         }
         for _ in 0..A_TICK {
             let Some(id) = self.unsaved.pop_front() else { break };
-            if let Some(session) = self.sessions.get(&id) {
-                out.changes.push(Change::SessionSaved(session.saved()));
+            let ends = |session: &Session| session.ends.is_some_and(|at| at <= now.mono_ms);
+            if let Some(session) = self.sessions.get(&id).filter(|session| !ends(session)) {
+                out.changes.push(Change::SessionSaved(session.to_save()));
             }
         }
         if self.timers.replay.is_some_and(|at| at <= now.mono_ms) {
@@ -128,7 +131,7 @@ impl State {
         self.publish_will(id, now, out);
         let Some(session) = self.sessions.get_mut(&id) else { return };
         if session.stored {
-            out.changes.push(Change::SessionSaved(session.saved()));
+            out.changes.push(Change::SessionSaved(session.to_save()));
         }
         if let Some(at) = session.due() {
             self.timers.set(at, Timer::Session(id));

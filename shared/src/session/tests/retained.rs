@@ -1,5 +1,7 @@
 //! Retained messages.
 
+use std::collections::BTreeSet;
+
 use super::world::*;
 use crate::{
     mqtt::packet::{Packet, Publish, SubscriptionOptions},
@@ -181,4 +183,49 @@ fn an_expired_retained_message_is_not_sent_and_goes() {
     w.publish(client, expiring(retained("t", "x"), 5));
     w.pass(30);
     assert_eq!((w.state.stats().retained, w.store.retained.len()), (0, 0));
+}
+
+/// The retained messages for a new subscription come whole, though the broker was killed while they were on their way; and
+/// those that came by the subscription itself do not come again.
+// MQTT-3.3.1-9
+#[test]
+fn a_restart_does_not_end_the_replay_of_retained_messages() {
+    let small = Settings { inflight_messages: 2, queue_messages: 10, ..Settings::default() };
+    let mut w = World::new(small, Fanout::AtOnce);
+    let writer = w.join(v5_kept("w"));
+    for number in 0..300 {
+        w.publish(
+            writer,
+            Publish { retain: true, ..publish(&format!("t/{number:03}"), "x", Q1, 1) },
+        );
+    }
+    let mut reader = w.join(v5_kept("r"));
+    w.subscribe(reader, "t/#", Q1);
+    w.now.wall_ms += 1;
+    w.publish(writer, Publish { retain: true, ..publish("t/290", "later", Q1, 1) });
+    w.publish(writer, Publish { retain: true, ..publish("t/400", "later", Q1, 1) });
+    let (mut got, mut new) = (BTreeSet::new(), Vec::new());
+    for round in 0..2_000 {
+        for line in w.take(reader) {
+            let Some((before, id)) = line.split_once(" q1 #") else { continue };
+            let id = id.split(' ').next().unwrap().parse().unwrap();
+            w.ack(reader, Packet::PubAck, id);
+            got.insert(before.to_owned());
+            if !line.contains(" dup") {
+                new.push(before.to_owned());
+            }
+        }
+        if round % 40 == 20 {
+            w.restart();
+            reader = w.connect(v5_kept("r"));
+        }
+        w.pass(1);
+    }
+    assert_eq!(got.len(), 301, "299 from before, 2 from after");
+    let sent = new.len();
+    new.sort();
+    new.dedup();
+    assert_eq!(new.len(), sent, "nothing is sent as new twice");
+    assert!(w.store.queue.is_empty());
+    assert!(w.store.subscriptions.values().all(|one| one.replay.is_none()));
 }

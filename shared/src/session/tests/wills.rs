@@ -125,3 +125,53 @@ fn a_will_can_be_retained() {
     w.subscribe(reader, "will", Q0);
     w.expect(reader, &["SUBACK 1 00", "will gone q0 retain"]);
 }
+
+/// A restart is the end of the connection and of a session without expiry, whatever the delay (3.1.2.5, 3.1.3.2.2).
+// MQTT-3.1.2-7, MQTT-3.1.2-8, MQTT311-3.1.2-8
+#[test]
+fn the_will_of_a_session_that_ends_with_its_connection_comes_after_a_restart() {
+    let v5_clean = Connect { session_expiry: None, ..with_will(100) };
+    let v311_clean = Connect { will: Some(will("will", 0)), ..v311("c", true) };
+    for connect in [v5_clean, v311_clean] {
+        for client_is_back_first in [false, true] {
+            let mut w = world();
+            w.join_subscribed(v5_kept("r"), "will", Q1);
+            w.join(connect.clone());
+            assert_eq!(w.store.sessions.len(), 2);
+            if client_is_back_first {
+                w.restart_before_tick();
+                w.join(Connect { clean_start: false, will: None, ..connect.clone() });
+            }
+            w.restart();
+            assert_eq!(w.store.queue.len(), 1);
+            let kept = usize::from(client_is_back_first && connect.session_expiry.is_none());
+            assert!(w.store.sessions.len() <= 1 + kept);
+            w.restart();
+            w.pass(200);
+            assert_eq!(w.store.queue.len(), 1, "once");
+        }
+    }
+}
+
+// MQTT-3.14.4-3
+#[test]
+fn a_will_that_was_withdrawn_does_not_come_after_a_restart() {
+    let mut w = world();
+    w.join_subscribed(v5_kept("r"), "will", Q1);
+    let client = w.join(Connect { session_expiry: None, ..with_will(0) });
+    w.disconnect(client, Reason::SUCCESS, None);
+    assert_eq!(w.store.sessions.len(), 1);
+    w.restart();
+    assert!(w.store.queue.is_empty());
+}
+
+#[test]
+fn nothing_of_a_session_without_expiry_is_stored_but_its_will() {
+    let mut w = world();
+    let client = w.join(Connect { session_expiry: None, ..with_will(0) });
+    w.subscribe(client, "t", Q2);
+    w.publish(client, publish("t", "x", Q2, 1));
+    let store = &w.store;
+    assert_eq!((store.sessions.len(), store.subscriptions.len()), (1, 0));
+    assert!(store.queue.is_empty() && store.received.is_empty());
+}

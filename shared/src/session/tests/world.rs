@@ -116,11 +116,15 @@ impl World {
 
     /// Kills the broker and starts it on what was stored.
     pub(super) fn restart(&mut self) {
+        self.restart_before_tick();
+        self.event(Event::Permissions(Arc::clone(&self.permissions)));
+        self.event(Event::Tick);
+    }
+
+    pub(super) fn restart_before_tick(&mut self) {
         self.outboxes.clear();
         let restored = self.store.restored();
         self.state = State::new(self.settings.clone(), self.fanout, restored, self.now);
-        self.event(Event::Permissions(Arc::clone(&self.permissions)));
-        self.event(Event::Tick);
     }
 
     /// Time passes, with a tick wherever one is asked for.
