@@ -72,6 +72,13 @@ tributary_shared::settings! {
     }
 }
 
+impl Config {
+    /// What single values cannot say of themselves. One sentence that names the key.
+    pub fn check(&self) -> Result<(), String> {
+        self.mqtt.session.check_all("mqtt.session")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;

@@ -83,6 +83,7 @@ fn main() -> ExitCode {
 
 fn run(serve: &Serve) -> Result<(), Box<dyn std::error::Error>> {
     let config = serve.config()?;
+    config.check()?;
     telemetry::init(&config.telemetry)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(async {

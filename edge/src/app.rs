@@ -157,11 +157,9 @@ async fn run(
     let Opened { store, journal, restored, threads } = opened;
     let clock = Clock::start();
     let state = State::new(config.session.clone(), Fanout::AtOnce, restored, clock.now());
-    let alias_max = config.session.topic_alias_maximum;
     let access = shown.access();
     let permissions = access.permissions();
-    let broker =
-        Broker::new(state, store.clone(), journal, status.clone(), clock, alias_max, permissions);
+    let broker = Broker::new(state, store.clone(), journal, status.clone(), clock, permissions);
     let (incoming, queue) = mpsc::channel(INCOMING);
     let clients_stop = stop.child_token();
     let packet_bytes = config.session.packet_bytes as usize;

@@ -76,8 +76,6 @@ struct Client {
     outbox: Outbox,
     /// Its effects that wait, in order, with their tickets: never falling.
     waiting: VecDeque<(u64, Effect)>,
-    /// Topic aliases it announced; kept only where a lane may refuse.
-    aliases: HashMap<u16, ByteString>,
     version: Version,
 }
 
@@ -118,9 +116,8 @@ pub struct Broker {
     waiting: usize,
     committed: u64,
     loads: (mpsc::Sender<Loaded>, mpsc::Receiver<Loaded>),
-    /// Lanes that may refuse, and the highest alias that is remembered for them.
+    /// Lanes that may refuse.
     refusing: Vec<LaneHandle>,
-    alias_max: u16,
     permissions: watch::Receiver<Arc<Permissions>>,
     /// When queues are counted next, if something has happened since.
     count_ms: Option<u64>,
@@ -135,7 +132,6 @@ impl Broker {
         journal: Journal,
         status: Arc<Status>,
         clock: Clock,
-        alias_max: u16,
         permissions: watch::Receiver<Arc<Permissions>>,
     ) -> Self {
         let refuses =
@@ -156,7 +152,6 @@ impl Broker {
             waiting: 0,
             committed: 0,
             loads: mpsc::channel(LOADS),
-            alias_max,
             permissions,
             count_ms: None,
             held: Held::default(),
@@ -244,8 +239,8 @@ impl Broker {
     fn take(&mut self, incoming: Incoming, now: Now) {
         match incoming {
             Incoming::Connect { connection, connect, peer, outbox } => {
-                let (waiting, aliases) = (VecDeque::new(), HashMap::new());
-                let client = Client { outbox, waiting, aliases, version: connect.version };
+                let (waiting, version) = (VecDeque::new(), connect.version);
+                let client = Client { outbox, waiting, version };
                 self.clients.insert(connection, client);
                 self.status.connects.add(1);
                 self.decide(Event::Connect { connection, connect, peer }, now);
@@ -329,24 +324,15 @@ impl Broker {
         Verdict::Refuse
     }
 
-    fn is_refused(&mut self, connection: ConnectionId, publish: &Publish) -> bool {
-        let Some(client) = self.clients.get_mut(&connection) else { return false };
-        if let Some(alias) = publish.topic_alias.filter(|alias| *alias <= self.alias_max)
-            && !publish.topic.is_empty()
-        {
-            client.aliases.insert(alias, publish.topic.clone());
-        }
+    fn is_refused(&self, connection: ConnectionId, publish: &Publish) -> bool {
         // QoS 0 has no answer; the store does not keep it in a full lane.
         if publish.packet_id.is_none() {
             return false;
         }
-        let topic = match publish.topic_alias {
-            Some(alias) if publish.topic.is_empty() => client.aliases.get(&alias),
-            _ => Some(&publish.topic),
-        };
-        let takes = |lane: &&LaneHandle| {
-            lane.settings.as_ref().is_some_and(|s| topic.is_some_and(|topic| s.takes(topic)))
-        };
+        // A delayed one comes when the lane may have room again, and is then treated as a will is.
+        let to = self.state.destination(connection, publish).filter(|to| !to.delayed);
+        let Some(to) = to else { return false };
+        let takes = |lane: &&LaneHandle| lane.settings.as_ref().is_some_and(|s| s.takes(&to.topic));
         // The first lane that takes a topic has it, so a full one behind another would say no for it.
         let first = self.store.lanes().iter().find(takes);
         first.is_some_and(|lane| lane.status.full.load(Relaxed))
@@ -493,6 +479,7 @@ fn weight(change: &Change) -> usize {
     let message = match change {
         Change::Message { message, .. } | Change::Enqueued { message, .. } => Some(message),
         Change::Retained { message, .. } => message.as_ref(),
+        Change::Delayed(saved) => Some(&saved.message),
         _ => None,
     };
     CHANGE_BYTES + message.map_or(0, |message| message.payload.len() + message.topic.len())

@@ -72,6 +72,7 @@ impl Config {
         if self.id.len() > 128 || self.id.contains(illegal) {
             return Err(format!("`id` = {:?} must be 1 to 128 bytes without / + #", self.id));
         }
+        self.session.check_all("session")?;
         for (at, lane) in self.lanes.iter().enumerate() {
             lane.check_all()?;
             if self.lanes.iter().take(at).any(|other| other.name == lane.name) {

@@ -165,19 +165,20 @@ impl Core {
 
 /// What clients were not allowed, since the start.
 #[derive(Debug, Default)]
-pub struct Rights([Number; 6]);
+pub struct Rights([Number; 7]);
 
 impl Rights {
     /// Takes the broker's counts.
     pub fn set(&self, denied: &Denied) {
-        let Denied { connects, publishes, subscriptions, revoked, deliveries, wills } = *denied;
-        let counts = [connects, publishes, subscriptions, revoked, deliveries, wills];
+        let Denied { connects, publishes, subscriptions, revoked, deliveries, wills, delayed } =
+            *denied;
+        let counts = [connects, publishes, subscriptions, revoked, deliveries, wills, delayed];
         self.0.iter().zip(counts).for_each(|(number, count)| number.set(count));
     }
 
     /// With their metric labels.
     pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        let labels = ["connect", "publish", "subscribe", "revoked", "delivery", "will"];
+        let labels = ["connect", "publish", "subscribe", "revoked", "delivery", "will", "delayed"];
         labels.into_iter().zip(self.0.iter().map(Number::get))
     }
 }

@@ -12,7 +12,7 @@ use tributary_shared::{
     telemetry::brief,
 };
 
-use super::Head;
+use super::{Head, door};
 use crate::{
     engine::ShardId,
     log::{Append, Log, LogError, PartitionId, Stream},
@@ -59,6 +59,15 @@ pub(super) async fn by_shard(
     let mut shares: Vec<Share> = Vec::new();
     let mut index: HashMap<PartitionId, usize> = HashMap::new();
     for message in messages {
+        // A will whose topic was not what it said, or settings that are others now.
+        if door::is_closed(&message.topic) {
+            tracing::error!(
+                topic = &*message.topic,
+                "a message to a topic that clients do not publish to"
+            );
+            head.numbers.dropped("not_authorized");
+            continue;
+        }
         let place = match head.routing.place(&head.log, &message.topic).await {
             Ok(place) => place,
             Err(error @ (LogError::Closed | LogError::NotOwner | LogError::Engine(_))) => {

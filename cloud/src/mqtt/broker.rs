@@ -18,7 +18,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use bytestring::ByteString;
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinSet,
@@ -63,8 +62,6 @@ const LOADS_AT_ONCE: usize = 8;
 /// What the task knows of a connection.
 struct Link {
     outbox: Outbox,
-    /// Topics behind aliases, for the check before the core sees a publish that has only an alias.
-    aliases: HashMap<u16, ByteString>,
 }
 
 /// Why what is in memory is no longer what is stored.
@@ -224,7 +221,7 @@ impl<'a> Broker<'a> {
     async fn take(&mut self, item: Incoming) -> Result<(), Broken> {
         match item {
             Incoming::Connect { connection, connect, peer, outbox } => {
-                self.links.insert(connection, Link { outbox, aliases: HashMap::new() });
+                self.links.insert(connection, Link { outbox });
                 self.decide(Event::Connect { connection, connect, peer });
             }
             Incoming::Packets(connection, packets) => {
@@ -263,7 +260,8 @@ impl<'a> Broker<'a> {
         connection: ConnectionId,
         publish: &Publish,
     ) -> Result<Option<Reason>, Broken> {
-        let Some(topic) = self.topic(connection, publish) else { return Ok(None) };
+        let Some(to) = self.state.destination(connection, publish) else { return Ok(None) };
+        let topic = to.topic;
         if door::is_closed(&topic) {
             return Ok(Some(Reason::NOT_AUTHORIZED));
         }
@@ -281,21 +279,6 @@ impl<'a> Broker<'a> {
                 Ok(Some(Reason::IMPLEMENTATION_SPECIFIC))
             }
         }
-    }
-
-    /// The topic a publish is about; `None`: the core will find it at fault.
-    fn topic(&mut self, connection: ConnectionId, publish: &Publish) -> Option<ByteString> {
-        let Some(alias) = publish.topic_alias else {
-            return (!publish.topic.is_empty()).then(|| publish.topic.clone());
-        };
-        let link = self.links.get_mut(&connection)?;
-        if publish.topic.is_empty() {
-            return link.aliases.get(&alias).cloned();
-        }
-        if alias <= self.head.settings.session.topic_alias_maximum {
-            link.aliases.insert(alias, publish.topic.clone());
-        }
-        Some(publish.topic.clone())
     }
 
     /// Records of the log reach the subscribers.

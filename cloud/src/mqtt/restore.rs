@@ -16,7 +16,8 @@ use tributary_shared::{
 };
 
 use super::stored::{
-    Unreadable, kind, queued_bytes, read_message, read_session, read_session_key, read_subscription,
+    Unreadable, kind, queued_bytes, read_delayed, read_message, read_session, read_session_key,
+    read_subscription,
 };
 use crate::{
     engine::{ScanLimit, ShardId, Write},
@@ -89,12 +90,19 @@ pub(super) async fn read(log: &Log, home: ShardId, seed: u64) -> Result<Past, Lo
         Ok(())
     })
     .await?;
+    let mut delayed = Vec::new();
+    past.each(StateSpace::Session, &[kind::DELAYED], |key, value| {
+        delayed.push(read_delayed(key, value)?);
+        Ok(())
+    })
+    .await?;
     let next = log.state_get(home, StateSpace::Session, &[kind::NEXT_SESSION]).await?;
     let next_session = next.and_then(|bytes| Some(u64::from_be_bytes(*bytes.first_chunk()?)));
     let restored = Restored {
         sessions: sessions.into_values().collect(),
         subscriptions,
         retained,
+        delayed,
         next_session: next_session.unwrap_or(0),
         seed,
     };

@@ -10,8 +10,8 @@ use tributary_shared::{
 };
 
 use super::stored::{
-    Body, Unreadable, entry_key, kind, retained_key, session_key, write_flight, write_message,
-    write_queued, write_session, write_subscription,
+    Body, Unreadable, entry_key, kind, retained_key, session_key, write_delayed, write_flight,
+    write_message, write_queued, write_session, write_subscription,
 };
 use crate::{
     engine::Write,
@@ -73,6 +73,13 @@ impl Stored {
             Change::Dequeued { session, seq } => {
                 self.delete(&entry_key(kind::QUEUED, session, seq));
                 self.delete(&entry_key(kind::INFLIGHT, session, seq));
+            }
+            Change::Delayed(saved) => {
+                let key = session_key(kind::DELAYED, SessionId(saved.number), &[]);
+                self.put(key, write_delayed(&saved)?);
+            }
+            Change::DelayedDone(number) => {
+                self.delete(&session_key(kind::DELAYED, SessionId(number), &[]));
             }
             Change::Received { session, packet_id } => {
                 let key = session_key(kind::RECEIVED, session, &packet_id.get().to_be_bytes());

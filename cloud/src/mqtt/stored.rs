@@ -11,6 +11,8 @@
 //! Numbers are big-endian. A value opens with the version of its form. Messages are stored as everywhere: as records.
 //! Change here: forms, with a new version number. Not here: when what is written (`store`).
 
+use std::sync::Arc;
+
 use bytes::{Buf, BufMut, Bytes, TryGetError};
 use bytestring::ByteString;
 use tributary_shared::{
@@ -26,7 +28,7 @@ use tributary_shared::{
     },
     session::{
         Queued, SessionId,
-        action::{SavedReplay, SavedSession, SavedSubscription},
+        action::{Author, SavedDelayed, SavedReplay, SavedSession, SavedSubscription},
     },
 };
 
@@ -69,6 +71,8 @@ pub(super) mod kind {
     pub(in crate::mqtt) const RECEIVED: u8 = b'r';
     pub(in crate::mqtt) const QUEUED: u8 = b'q';
     pub(in crate::mqtt) const INFLIGHT: u8 = b'i';
+    /// Numbered like a session.
+    pub(in crate::mqtt) const DELAYED: u8 = b'd';
     pub(in crate::mqtt) const CURSOR: u8 = b'c';
     pub(in crate::mqtt) const NEXT_SESSION: u8 = b'n';
     pub(in crate::mqtt) const CURSORS_SAVED: u8 = b'm';
@@ -207,6 +211,37 @@ pub(super) fn read_subscription(key: &[u8], bytes: Bytes) -> Result<SavedSubscri
     })?;
     let filter = std::str::from_utf8(filter).map_err(|_| Unreadable::Text)?.into();
     Ok(SavedSubscription { session, filter, options, subscription_id, replay })
+}
+
+/// A delayed message; its number is in the key.
+pub(super) fn write_delayed(saved: &SavedDelayed) -> Result<Bytes, Unreadable> {
+    let mut out = vec![FORM];
+    out.put_i64(saved.due_ms);
+    match &saved.author {
+        Author::Host => out.put_u8(0),
+        Author::Anonymous => out.put_u8(1),
+        Author::Principal(name) => {
+            out.put_u8(2);
+            put_text(&mut out, name);
+        }
+    }
+    out.extend_from_slice(&write_message(&saved.message)?);
+    Ok(out.into())
+}
+
+/// Back.
+pub(super) fn read_delayed(key: &[u8], bytes: Bytes) -> Result<SavedDelayed, Unreadable> {
+    let (SessionId(number), _) = read_session_key(key)?;
+    let mut bytes = versioned(bytes)?;
+    let due_ms = bytes.try_get_i64()?;
+    let author = match bytes.try_get_u8()? {
+        0 => Author::Host,
+        1 => Author::Anonymous,
+        2 => Author::Principal(get_text(&mut bytes)?),
+        _ => return Err(Unreadable::Number),
+    };
+    let message = Arc::new(read_message(bytes)?);
+    Ok(SavedDelayed { number, due_ms, message, author })
 }
 
 /// A queue entry; its session and seq are in the key. `bytes`: what it counts for in limits.
@@ -407,6 +442,12 @@ mod tests {
         };
         let key = session_key(kind::SUBSCRIPTION, saved.session, saved.filter.as_bytes());
         assert_eq!(read_subscription(&key, write_subscription(&saved)).unwrap(), saved);
+        for author in [Author::Host, Author::Anonymous, Author::Principal("alice".into())] {
+            let message = Arc::new(message());
+            let saved = SavedDelayed { number: 1 << 40, due_ms: -5, message, author };
+            let key = session_key(kind::DELAYED, SessionId(saved.number), &[]);
+            assert_eq!(read_delayed(&key, write_delayed(&saved).unwrap()).unwrap(), saved);
+        }
         for body in [Body::Ref(MessageRef(1 << 33, 12)), Body::Own(Box::new(message()))] {
             let key = entry_key(kind::QUEUED, SessionId(7), 9);
             let bytes = write_queued(&queued(), 55, &body).unwrap();

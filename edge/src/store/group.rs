@@ -143,6 +143,8 @@ impl<'a> Group<'a> {
                 }
                 Ok(())
             }
+            Change::Delayed(saved) => sessions::delay(self.db, saved),
+            Change::DelayedDone(number) => sessions::delay_done(self.db, *number),
             Change::Received { session, packet_id } => {
                 sessions::received(self.db, *session, *packet_id)
             }

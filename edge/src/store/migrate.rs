@@ -29,6 +29,13 @@ const STEPS: &[&str] = &[
     // Retained messages still to be sent for a subscription: since when, after which topic.
     "ALTER TABLE subscription ADD COLUMN replay_since_ms INTEGER;
      ALTER TABLE subscription ADD COLUMN replay_after TEXT",
+    // Messages that are published later; author as in `retained`, body a record batch v2 with one record.
+    "CREATE TABLE delayed(
+       number INTEGER PRIMARY KEY,
+       due_ms INTEGER NOT NULL,
+       author TEXT,
+       body   BLOB NOT NULL
+     )",
 ];
 
 /// Brings the file to the newest version, one transaction a step.

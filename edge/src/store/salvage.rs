@@ -14,13 +14,14 @@ use tributary_shared::record::{Batch, mqtt::header};
 use super::{Error, lane_start, outbound::unsigned, reader::UNPACKED_MAX};
 
 /// Tables copied row by row, with the order that lets both ends be read when the middle is broken.
-const TABLES: [(&str, &str); 7] = [
+const TABLES: [(&str, &str); 8] = [
     ("lane", "number"),
     ("session", "id"),
     ("subscription", "session, filter"),
     ("queue", "session, seq"),
     ("received", "session, packet_id"),
     ("retained", "topic"),
+    ("delayed", "number"),
     ("quarantine", "id"),
 ];
 

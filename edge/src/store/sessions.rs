@@ -6,7 +6,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use bytestring::ByteString;
-use rusqlite::Connection;
+use rusqlite::{Connection, Row};
 use tributary_shared::{
     message::Message,
     mqtt::{
@@ -16,7 +16,7 @@ use tributary_shared::{
     },
     session::{
         Restored, RestoredSession, SessionId,
-        action::{Author, SavedReplay, SavedSession, SavedSubscription},
+        action::{Author, SavedDelayed, SavedReplay, SavedSession, SavedSubscription},
     },
 };
 
@@ -98,13 +98,42 @@ pub(super) fn retain(
     body: &[u8],
     author: &Author,
 ) -> Result<(), Error> {
-    let author = match author {
+    db.prepare_cached("INSERT OR REPLACE INTO retained(topic, body, author) VALUES(?1,?2,?3)")?
+        .execute((topic, body, author_column(author)))?;
+    Ok(())
+}
+
+fn author_column(author: &Author) -> Option<&str> {
+    match author {
         Author::Host => None,
         Author::Anonymous => Some(""), // No name is empty.
-        Author::Principal(name) => Some(&**name),
-    };
-    db.prepare_cached("INSERT OR REPLACE INTO retained(topic, body, author) VALUES(?1,?2,?3)")?
-        .execute((topic, body, author))?;
+        Author::Principal(name) => Some(name),
+    }
+}
+
+fn author_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Author> {
+    Ok(match row.get::<_, Option<String>>(column)? {
+        None => Author::Host,
+        Some(name) if name.is_empty() => Author::Anonymous,
+        Some(name) => Author::Principal(name.into()),
+    })
+}
+
+/// Stores a message that is published later.
+pub(super) fn delay(db: &Connection, saved: &SavedDelayed) -> Result<(), Error> {
+    let body = group::alone(&saved.message)?;
+    db.prepare_cached("INSERT OR REPLACE INTO delayed VALUES(?1,?2,?3,?4)")?.execute((
+        saved.number as i64,
+        saved.due_ms,
+        author_column(&saved.author),
+        &body[..],
+    ))?;
+    Ok(())
+}
+
+/// Deletes a delayed message.
+pub(super) fn delay_done(db: &Connection, number: u64) -> Result<(), Error> {
+    db.prepare_cached("DELETE FROM delayed WHERE number = ?1")?.execute([number as i64])?;
     Ok(())
 }
 
@@ -130,6 +159,7 @@ pub(super) fn load(db: &Connection, seed: u64) -> Result<Restored, Error> {
         sessions: sessions.collect(),
         subscriptions: load_subscriptions(db)?,
         retained: load_retained(db)?,
+        delayed: load_delayed(db)?,
         next_session: 0,
         seed,
     })
@@ -202,18 +232,30 @@ fn load_received(db: &Connection) -> Result<Vec<(SessionId, PacketId)>, Error> {
 
 fn load_retained(db: &Connection) -> Result<Vec<(Arc<Message>, Author)>, Error> {
     let mut found = db.prepare("SELECT body, author FROM retained")?;
-    let rows = found.query_map([], |row| {
-        let author = match row.get::<_, Option<String>>(1)? {
-            None => Author::Host,
-            Some(name) if name.is_empty() => Author::Anonymous,
-            Some(name) => Author::Principal(name.into()),
-        };
-        Ok((row.get::<_, Vec<u8>>(0)?, author))
-    })?;
+    let rows = found.query_map([], |row| Ok((row.get::<_, Vec<u8>>(0)?, author_of(row, 1)?)))?;
     let mut out = Vec::new();
     for row in rows {
         let (body, author) = row?;
         out.extend(readable("retained message", body).map(|message| (Arc::new(message), author)));
+    }
+    Ok(out)
+}
+
+fn load_delayed(db: &Connection) -> Result<Vec<SavedDelayed>, Error> {
+    let mut found = db.prepare("SELECT number, due_ms, author, body FROM delayed")?;
+    let rows = found.query_map([], |row| {
+        let due_ms: i64 = row.get(1)?;
+        Ok((unsigned(row, 0)?, due_ms, author_of(row, 2)?, row.get::<_, Vec<u8>>(3)?))
+    })?;
+    let mut out = Vec::new();
+    for row in rows {
+        let (number, due_ms, author, body) = row?;
+        out.extend(readable("delayed message", body).map(|message| SavedDelayed {
+            number,
+            due_ms,
+            message: Arc::new(message),
+            author,
+        }));
     }
     Ok(out)
 }

@@ -14,7 +14,7 @@ use tributary_shared::{
     record::{Batch, mqtt::header},
     session::{
         Queued, SessionId,
-        action::{Author, Change, SavedReplay, SavedSession, SavedSubscription},
+        action::{Author, Change, SavedDelayed, SavedReplay, SavedSession, SavedSubscription},
     },
 };
 
@@ -184,6 +184,12 @@ async fn sessions_queues_ids_and_retained_come_back() {
         subscription_id: Some(11),
         replay: Some(SavedReplay { after: Some("a/b".into()), since_ms: 7 }),
     };
+    let delayed = SavedDelayed {
+        number: 7,
+        due_ms: 1_700_000_000_000,
+        message: message("up/later", "x"),
+        author: Author::Principal("ann".into()),
+    };
     let sent = Queued { packet_id: Some(id), released: true, ..queued(3, 2) };
     let retained = Arc::new(Message { retain: true, ..(*message("up/r", "keep")).clone() });
     store
@@ -195,6 +201,9 @@ async fn sessions_queues_ids_and_retained_come_back() {
             publish("local", "two", vec![queued(3, 2)]),
             Change::Enqueued { message: retained.clone(), queued: vec![queued(3, 3)] },
             Change::Inflight(sent.clone()),
+            Change::Delayed(delayed.clone()),
+            Change::Delayed(SavedDelayed { number: 8, ..delayed.clone() }),
+            Change::DelayedDone(8),
             Change::Received { session: SessionId(3), packet_id: id },
             Change::Received { session: SessionId(4), packet_id: id },
             Change::Retained {
@@ -216,6 +225,7 @@ async fn sessions_queues_ids_and_retained_come_back() {
     let restored = &again.opened.restored;
     assert_eq!(restored.retained, [(retained, Author::Principal("ann".into()))]);
     assert_eq!(restored.subscriptions, [subscription]);
+    assert_eq!(restored.delayed, [delayed]);
     let [only] = &restored.sessions[..] else { panic!("{restored:?}") };
     assert_eq!(only.saved, saved);
     assert_eq!(only.received, [id]);

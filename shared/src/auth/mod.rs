@@ -24,6 +24,7 @@ pub(crate) use files::warn_if_open;
 pub use identify::{
     Binding, Exchange, Holds, Identities, Identity, Method, Refusal, Settings, Shown,
 };
+pub(crate) use pattern::is_plain;
 pub use rules::{Action, Permissions, Rule, Who};
 
 /// What rules call clients without a name; nobody can be named so.

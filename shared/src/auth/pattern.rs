@@ -49,7 +49,7 @@ enum Part {
 }
 
 /// May stand in a topic as one literal level.
-pub(super) fn is_plain(value: &str) -> bool {
+pub(crate) fn is_plain(value: &str) -> bool {
     !value.is_empty()
         && !value.contains(|c: char| matches!(c, '+' | '#' | '/' | '$') || c.is_control())
 }

@@ -97,6 +97,10 @@ pub enum Change {
         /// Which.
         seq: u64,
     },
+    /// A message was accepted that is not published before its time; nobody else hears of it until then.
+    Delayed(SavedDelayed),
+    /// A delayed message is due, or cannot be published any more; what is to be stored of its publication follows.
+    DelayedDone(u64),
     /// QoS 2 publish received; its id stays reserved until released.
     Received {
         /// Publisher's session.
@@ -113,7 +117,7 @@ pub enum Change {
     },
 }
 
-/// Who answers for a retained message: it is delivered as long as its author may publish it.
+/// Who answers for a retained or delayed message: it is delivered as long as its author may publish it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Author {
     /// The host: it came from the log, from upstream, or was stored before authors were.
@@ -123,6 +127,19 @@ pub enum Author {
     Anonymous,
     /// A client of this name.
     Principal(ByteString),
+}
+
+/// The stored form of a delayed message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedDelayed {
+    /// Unique among those that wait.
+    pub number: u64,
+    /// Wall ms when it is due.
+    pub due_ms: i64,
+    /// It, with the topic it goes to.
+    pub message: Arc<Message>,
+    /// Who answers for it.
+    pub author: Author,
 }
 
 /// The stored form of a session.

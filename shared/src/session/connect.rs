@@ -10,12 +10,14 @@ use bytestring::ByteString;
 use super::{
     Change, ConnectionId, Decision, Effect, Now, SessionId, State,
     client::{Connection, Online, Session},
+    delayed,
     event::Peer,
     ids::{IdMap, IdSet},
     publish::send,
     queue::Queue,
     timers::Timer,
 };
+use crate::auth::Who;
 use crate::mqtt::{
     Version,
     packet::{ConnAck, ConnAckProperties, Connect, Disconnect, Packet, Reason},
@@ -43,8 +45,11 @@ impl State {
         if assigned {
             connect.client_id = self.assign_client_id();
         }
-        if let Err(reason) = self.check_rights(&connect, peer.principal.as_deref()) {
-            self.denied.connects += 1;
+        let principal = peer.principal.as_deref();
+        let checked = self.readdress_will(&mut connect, principal);
+        if let Err(reason) = checked.and_then(|()| self.check_rights(&connect, principal)) {
+            let denied = reason == Reason::NOT_AUTHORIZED || reason == Reason::CLIENT_ID_NOT_VALID;
+            self.denied.connects += u64::from(denied);
             send_connack(out, connection, false, reason, ConnAckProperties::default());
             out.effects.push(Effect::Close { connection, reason });
             return;
@@ -58,6 +63,22 @@ impl State {
         properties.authentication_data = peer.proof.filter(|data| !data.is_empty());
         send_connack(out, connection, present, Reason::SUCCESS, properties);
         self.resume(id, now, out);
+        self.auto_subscribe(id, now, out);
+    }
+
+    /// The will's topic becomes the one that is meant; when, stays before it.
+    fn readdress_will(&self, connect: &mut Connect, principal: Option<&str>) -> Result<(), Reason> {
+        let who = Who { principal, client_id: &connect.client_id };
+        self.templates.check_names(who)?;
+        let Some(will) = &mut connect.will else { return Ok(()) };
+        let delay_s = self.templates.readdress(who, &mut will.topic)?;
+        if will.topic.split('/').count() > self.settings.topic_levels {
+            return Err(Reason::TOPIC_NAME_INVALID);
+        }
+        if let Some(delay_s) = delay_s {
+            will.topic = delayed::topic(delay_s, &will.topic);
+        }
+        Ok(())
     }
 
     fn check_connect(&self, connect: &Connect, peer: &Peer) -> Result<(), Reason> {
@@ -77,9 +98,13 @@ impl State {
         if (id.is_empty() && !assignable) || too_long || id.len() > self.settings.client_id_bytes {
             return Err(Reason::CLIENT_ID_NOT_VALID);
         }
-        let levels = connect.will.as_ref().map_or(0, |will| will.topic.split('/').count());
-        if levels > self.settings.topic_levels {
-            return Err(Reason::TOPIC_NAME_INVALID);
+        let settings = &self.settings;
+        let will = connect.will.as_ref();
+        if settings.too_many(&connect.user_properties)
+            || will.is_some_and(|will| settings.too_many(&will.properties.user_properties))
+            || will.is_some_and(|will| will.payload.len() > settings.will_bytes)
+        {
+            return Err(Reason::QUOTA_EXCEEDED);
         }
         match self.clients.get(id).and_then(|id| self.sessions.get(id)) {
             Some(session) if session.principal != peer.principal => Err(Reason::NOT_AUTHORIZED),

@@ -3,12 +3,11 @@
 //! A will is published when its connection ends without DISCONNECT 0x00: at once, after its delay if the session lives, and when
 //! the session ends at the latest. Not here: time (`timers`).
 
-use std::sync::Arc;
-
 use super::{
     Change, ConnectionId, Decision, Effect, Now, SessionId, State,
     action::Author,
     client::Session,
+    delayed::{self, Target},
     fanout::Given,
     own::may_publish,
     publish::{expires_ms, send},
@@ -117,8 +116,8 @@ impl State {
         if session.saved {
             out.changes.push(Change::SessionRemoved(id));
         }
-        if let Some(will) = self.will_message(&mut session, now, out) {
-            self.accept(Arc::new(will), Author::of(&session), now, out);
+        if let Some((will, delay_s)) = self.will_message(&mut session, now, out) {
+            self.submit(will, delay_s, Author::of(&session), now, out);
         }
     }
 
@@ -129,26 +128,33 @@ impl State {
         let will = self.will_message(&mut session, now, out);
         let author = Author::of(&session);
         self.sessions.insert(id, session);
-        if let Some(will) = will {
-            self.accept(Arc::new(will), author, now, out);
+        if let Some((will, delay_s)) = will {
+            self.submit(will, delay_s, author, now, out);
         }
     }
 
-    /// The will, if its client may still publish it.
+    /// The will, if its client may still publish it; and in how many seconds, where its topic says so.
     fn will_message(
         &mut self,
         session: &mut Session,
         now: Now,
         out: &mut Decision,
-    ) -> Option<Message> {
+    ) -> Option<(Message, Option<u32>)> {
         let will = session.will.take()?;
-        if !may_publish(&self.permissions, session.who(), &will.topic) {
+        // Its form was looked at when it came.
+        let Target { topic, delay_s } = delayed::target(&will.topic).ok()?;
+        if !may_publish(&self.permissions, session.who(), topic) {
             self.denied.wills += 1;
             session.dropped("not_authorized", out);
             return None;
         }
-        Some(Message {
-            topic: will.topic,
+        let bytes = topic.len() + will.payload.len();
+        if delay_s.is_some_and(|delay_s| self.refuses_delay(delay_s, bytes).is_some()) {
+            session.dropped("delayed_full", out);
+            return None;
+        }
+        let message = Message {
+            topic: will.topic.slice_ref(topic),
             payload: will.payload,
             qos: will.qos,
             retain: will.retain,
@@ -157,7 +163,8 @@ impl State {
             publisher: Some(session.client_id.clone()),
             received_ms: now.wall_ms,
             encoded: Encoded::default(),
-        })
+        };
+        Some((message, delay_s))
     }
 
     /// Gives what a leaving member of shared subscriptions has in memory to others that fit at least so (4.8.2). A QoS 2 message

@@ -3,7 +3,7 @@
 //! Holds: every session, subscription, in-flight and retained message, and what must happen on each event.
 //! In: [`Event`] and [`Now`]. Out: a [`Decision`]: what to store, and what to do once that is durable.
 //! Files: connect publish subscribe acknowledge disconnect (packets), fanout deliver queue (a message's way), replay retained,
-//! timers, rights (who may), own (`$SYS`), routes (the trie), client (what a session is), settings restored.
+//! timers, delayed, rewrite (what settings make of topics), rights (who may), own (`$SYS`), routes (the trie), client (what a session is), settings restored.
 //! The host (edge `broker`, cloud `mqtt`) owns one `State` in one task: event in, decide, store, then act.
 //! Change here: MQTT semantics. Not here: bytes (`mqtt`), sockets (`connection`), where things are stored (the host).
 
@@ -11,6 +11,7 @@ mod acknowledge;
 pub mod action;
 mod client;
 mod connect;
+mod delayed;
 mod deliver;
 mod disconnect;
 pub mod event;
@@ -22,6 +23,7 @@ mod queue;
 mod replay;
 pub mod restored;
 mod retained;
+mod rewrite;
 mod rights;
 mod routes;
 pub mod settings;
@@ -41,15 +43,19 @@ use bytestring::ByteString;
 
 pub use action::{Change, Decision, Delivery, Effect, Outgoing, Queued};
 pub use event::{ConnectionId, Event, Now, SessionId};
+pub use publish::Destination;
 pub use restored::{Restored, RestoredQueue, RestoredSession};
+pub use rewrite::{AutoSubscribe, Rewrite};
 pub use rights::Denied;
 pub use settings::{Fanout, RefusedPublish, Settings};
 
 use self::{
     client::{Connection, Session},
+    delayed::Delayed,
     fanout::Scratch,
     ids::IdMap,
     retained::Retained,
+    rewrite::Templates,
     routes::Trie,
     timers::Timers,
 };
@@ -69,7 +75,9 @@ pub struct State {
     routes: Trie,
     subscriptions: usize,
     retained: Retained,
+    delayed: Delayed,
     timers: Timers,
+    templates: Templates,
     /// Sessions with retained messages to go on with.
     replaying: VecDeque<SessionId>,
     /// Sessions whose end of connection by a restart is not stored yet.
@@ -97,6 +105,8 @@ pub struct Stats {
     pub retained: usize,
     /// Bytes of retained messages.
     pub retained_bytes: usize,
+    /// Delayed messages that are not due yet.
+    pub delayed: usize,
     /// What clients were not allowed.
     pub denied: Denied,
 }
@@ -109,6 +119,7 @@ impl State {
         // 0 would be illegal in CONNACK, or a broker that delivers nothing.
         settings.receive_maximum = settings.receive_maximum.max(1);
         settings.inflight_messages = settings.inflight_messages.max(1);
+        let templates = Templates::new(&settings);
         let mut state = Self {
             settings,
             fanout,
@@ -118,7 +129,9 @@ impl State {
             routes: Trie::default(),
             subscriptions: 0,
             retained: Retained::default(),
+            delayed: Delayed::default(),
             timers: Timers::default(),
+            templates,
             replaying: VecDeque::new(),
             unsaved: VecDeque::new(),
             next_session: restored.next_session.max(1),
@@ -183,6 +196,7 @@ impl State {
             subscriptions: self.subscriptions,
             retained: self.retained.len(),
             retained_bytes: self.retained.bytes(),
+            delayed: self.delayed.len(),
             denied: self.denied,
         }
     }

@@ -2,8 +2,6 @@
 //!
 //! The acknowledgement waits for the message to be durable. Not here: who gets it (`fanout`).
 
-use std::sync::Arc;
-
 use bytestring::ByteString;
 
 use super::{
@@ -24,7 +22,28 @@ use crate::{
 /// which know no such number.
 const RECEIVED: usize = 1_024;
 
+/// Where a message would go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Destination {
+    /// The topic that is meant.
+    pub topic: ByteString,
+    /// Not at once.
+    pub delayed: bool,
+}
+
 impl State {
+    /// Where a PUBLISH would go if it came next on its connection; `None`: the core will find it at fault.
+    pub fn destination(&self, connection: ConnectionId, publish: &Publish) -> Option<Destination> {
+        let link = self.connections.get(&connection)?;
+        let mut topic = match publish.topic_alias {
+            Some(alias) if publish.topic.is_empty() => link.aliases.get(&alias)?.clone(),
+            _ => publish.topic.clone(),
+        };
+        let who = self.sessions.get(&link.session)?.who();
+        let delay_s = self.templates.readdress(who, &mut topic).ok()?;
+        (!topic.is_empty()).then_some(Destination { topic, delayed: delay_s.is_some() })
+    }
+
     /// PUBLISH; `refused`: the host does not take it.
     pub(super) fn publish(
         &mut self,
@@ -50,12 +69,16 @@ impl State {
                 return self.fault(connection, Reason::RECEIVE_MAXIMUM_EXCEEDED, now, out);
             }
         }
+        let delay_s = match self.templates.readdress(session.who(), &mut publish.topic) {
+            Ok(delay_s) => delay_s,
+            Err(reason) => return self.refuse(connection, version, &publish, reason, now, out),
+        };
         let may = may_publish(&self.permissions, session.who(), &publish.topic);
         if !may {
             self.denied.publishes += 1;
         }
         let forbidden = (!may).then_some(Reason::NOT_AUTHORIZED);
-        if let Some(reason) = forbidden.or(refused).or_else(|| self.refuses(&publish)) {
+        if let Some(reason) = forbidden.or(refused).or_else(|| self.refuses(&publish, delay_s)) {
             return self.refuse(connection, version, &publish, reason, now, out);
         }
         let Some(session) = self.sessions.get_mut(&owner) else { return };
@@ -68,7 +91,7 @@ impl State {
                 out.changes.push(Change::Received { session: id, packet_id });
             }
         }
-        self.accept(Arc::new(message(publish, publisher, now)), author, now, out);
+        self.submit(message(publish, publisher, now), delay_s, author, now, out);
         match (qos, packet_id) {
             (Qos::AtLeastOnce, Some(id)) => {
                 out.wait = true;
@@ -99,9 +122,15 @@ impl State {
     }
 
     /// Limits of the core that a PUBLISH is over.
-    fn refuses(&self, publish: &Publish) -> Option<Reason> {
+    fn refuses(&self, publish: &Publish, delay_s: Option<u32>) -> Option<Reason> {
         if publish.topic.split('/').count() > self.settings.topic_levels {
             return Some(Reason::TOPIC_NAME_INVALID);
+        }
+        if self.settings.too_many(&publish.properties.user_properties) {
+            return Some(Reason::QUOTA_EXCEEDED);
+        }
+        if let Some(delay_s) = delay_s {
+            return self.refuses_delay(delay_s, publish.topic.len() + publish.payload.len());
         }
         let keeps = publish.retain && !publish.payload.is_empty();
         let bytes = publish.topic.len() + publish.payload.len();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Now, State,
-    action::{Author, SavedSession, SavedSubscription},
+    action::{Author, SavedDelayed, SavedSession, SavedSubscription},
     client::Session,
     disconnect::ends_after,
     own::is_own,
@@ -24,6 +24,8 @@ pub struct Restored {
     pub subscriptions: Vec<SavedSubscription>,
     /// Retained messages, and who answers for them.
     pub retained: Vec<(Arc<Message>, Author)>,
+    /// Delayed messages that are not done.
+    pub delayed: Vec<SavedDelayed>,
     /// Any number above every session number ever stored; 0 = take it from `sessions`.
     pub next_session: u64,
     /// Random number of this start: makes assigned client ids impossible to guess.
@@ -66,6 +68,9 @@ impl State {
         }
         for saved in restored.subscriptions {
             self.restore_subscription(saved);
+        }
+        for saved in restored.delayed {
+            self.restore_delayed(saved, now);
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytestring::ByteString;
 
-use super::{Decision, Now, SessionId, State, client::Session, own::may_publish};
+use super::{Decision, Now, SessionId, State, client::Session, delayed, own::may_publish};
 use crate::{
     auth::{Action, Permissions, Who},
     mqtt::packet::{Connect, Reason},
@@ -29,6 +29,8 @@ pub struct Denied {
     pub deliveries: u64,
     /// Wills when they were due.
     pub wills: u64,
+    /// Delayed messages when they were due.
+    pub delayed: u64,
 }
 
 impl Session {
@@ -52,8 +54,9 @@ impl State {
     ) -> Result<(), Reason> {
         let who = Who { principal, client_id: &connect.client_id };
         self.permissions.check_names(who)?;
+        let published = |topic| delayed::target(topic).map_or(topic, |target| target.topic);
         match &connect.will {
-            Some(will) if !may_publish(&self.permissions, who, &will.topic) => {
+            Some(will) if !may_publish(&self.permissions, who, published(&will.topic)) => {
                 Err(Reason::NOT_AUTHORIZED)
             }
             _ => Ok(()),

@@ -4,6 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::rewrite::{self, AutoSubscribe, Rewrite};
+use crate::mqtt::packet::UserProperties;
+
 crate::settings! {
     /// Limits of MQTT sessions.
     pub struct Settings {
@@ -29,6 +32,8 @@ crate::settings! {
         pub topic_alias_maximum: u16 = 16,
         /// Subscriptions a client may have.
         pub subscriptions: usize = 256,
+        /// Filters of one SUBSCRIBE; those beyond are refused, each by itself.
+        pub filters: usize = 64,
         /// Bytes of a topic filter.
         pub filter_bytes: usize = 512,
         /// A client with several subscriptions that match a message gets it once for each, with the QoS and id of that one.
@@ -40,6 +45,19 @@ crate::settings! {
         pub retained_messages: usize = 10_000,
         /// Bytes of retained messages.
         pub retained_bytes: usize = 64 * 1024 * 1024,
+        /// User properties of a message, a CONNECT or a will; one with more is refused.
+        pub user_properties: usize = 32,
+        /// Bytes of their names and values.
+        pub user_property_bytes: usize = 4 * 1024,
+        /// Bytes of a will's payload.
+        pub will_bytes: usize = 64 * 1024,
+        /// Longest delay in seconds of a message to `$delayed/{seconds}/{topic}`; messages over this bound or one of the next
+        /// two are refused.
+        pub delayed_s: u32 = 4_294_967,
+        /// Such messages that wait.
+        pub delayed_messages: usize = 10_000,
+        /// Their bytes, which are in memory, with 256 for each.
+        pub delayed_bytes: usize = 16 * 1024 * 1024,
         /// Sessions, connected or not.
         pub sessions: usize = 10_000,
         /// Seconds a session survives its connection at most. Sessions of 3.1.1 that are not clean get this.
@@ -55,6 +73,24 @@ crate::settings! {
         pub refused_publish: RefusedPublish = RefusedPublish::Close,
         /// Topic prefix given to clients that ask for response information, followed by `/` and the client id. Empty: none.
         pub response_prefix: String = String::new(),
+        /// Rules that turn clients' topics into others; rights are those for what comes out. The first that matches is
+        /// followed, once. No change for subscriptions that are there already.
+        pub rewrite: Vec<Rewrite> = Vec::new(),
+        /// Subscriptions that every client has from its CONNECT on, if it may.
+        pub auto_subscribe: Vec<AutoSubscribe> = Vec::new(),
+    }
+}
+
+impl Settings {
+    /// What single values cannot say of themselves. One sentence that names the key below `section`.
+    pub fn check_all(&self, section: &str) -> Result<(), String> {
+        rewrite::check(self, section)
+    }
+
+    /// More user properties than these are not taken.
+    pub(super) fn too_many(&self, properties: &UserProperties) -> bool {
+        let bytes: usize = properties.iter().map(|(name, value)| name.len() + value.len()).sum();
+        properties.len() > self.user_properties || bytes > self.user_property_bytes
     }
 }
 

@@ -16,9 +16,6 @@ use crate::{
     topic::filter::Subscribed,
 };
 
-/// Filters of one packet; more are refused, so that no packet makes unbounded work.
-const FILTERS: usize = 64;
-
 impl State {
     /// SUBSCRIBE; `refused`: what the host does not grant, by filter.
     pub(super) fn subscribe(
@@ -40,10 +37,13 @@ impl State {
         // A filter that is subscribed to again starts again, but each of one packet counts (MQTT-3.8.4-5).
         let mut older = self.sessions.get(&id).map_or(0, |session| session.replays.len());
         let mut reasons = Vec::with_capacity(subscribe.filters.len());
-        for (at, one) in subscribe.filters.into_iter().enumerate() {
+        for (at, mut one) in subscribe.filters.into_iter().enumerate() {
+            if let Some(session) = self.sessions.get(&id) {
+                one.filter = self.templates.filter(session.who(), one.filter);
+            }
             let outcome = match refused.get(at).copied().flatten() {
                 Some(reason) => Err(reason),
-                None if at >= FILTERS => Err(Reason::QUOTA_EXCEEDED),
+                None if at >= self.settings.filters => Err(Reason::QUOTA_EXCEEDED),
                 None => {
                     self.subscribe_one(id, one, subscribe.subscription_id, &mut older, now, out)
                 }
@@ -145,14 +145,45 @@ impl State {
         if unsubscribe.filters.is_empty() {
             return self.fault(connection, Reason::PROTOCOL_ERROR, now, out); // MQTT-3.10.3-2
         }
+        // All of them, however many: before version 5 a client cannot be told that one stays.
         let reasons = unsubscribe
             .filters
-            .iter()
-            .map(|filter| self.unsubscribe_one(id, filter, out))
+            .into_iter()
+            .map(|filter| self.unsubscribe_meant(id, filter, out))
             .collect();
         let reasons = if version == Version::V5 { reasons } else { Vec::new() };
         send(out, connection, Packet::UnsubAck(answer(unsubscribe.packet_id, reasons)));
         self.go_on(connection, now, out);
+    }
+
+    /// A subscription that was made before a rule rewrites it has its name still.
+    fn unsubscribe_meant(
+        &mut self,
+        id: SessionId,
+        filter: ByteString,
+        out: &mut Decision,
+    ) -> Reason {
+        let Some(session) = self.sessions.get(&id) else { return Reason::UNSPECIFIED };
+        let meant = self.templates.filter(session.who(), filter.clone());
+        let there = session.subscriptions.contains(&meant);
+        self.unsubscribe_one(id, if there { &meant } else { &filter }, out)
+    }
+
+    /// Subscribes to what the settings say. What the client may not have, or has no room for, is left out.
+    pub(super) fn auto_subscribe(&mut self, id: SessionId, now: Now, out: &mut Decision) {
+        let Some(session) = self.sessions.get(&id) else { return };
+        let auto = self.templates.auto(session.who());
+        if auto.is_empty() {
+            return;
+        }
+        let mut older = session.replays.len();
+        for (filter, options) in auto {
+            let one = SubscribeFilter { filter, options };
+            if let Err(reason) = self.subscribe_one(id, one, None, &mut older, now, out) {
+                tracing::debug!(session = id.0, reason = reason.0, "not subscribed by itself");
+            }
+        }
+        self.replay(id, now, out);
     }
 
     /// What is on its way for the subscription still comes (MQTT-3.10.4-3).

@@ -71,6 +71,7 @@ impl State {
             .first()
             .map(|(at, _)| *at)
             .into_iter()
+            .chain(self.delayed.next_due())
             .chain(timers.sweep)
             .chain(timers.replay)
             .min()
@@ -91,6 +92,7 @@ impl State {
                 out.changes.push(Change::SessionSaved(session.to_save()));
             }
         }
+        self.publish_due(now, out);
         if self.timers.replay.is_some_and(|at| at <= now.mono_ms) {
             self.timers.replay = None;
             self.replay_some(now, out);

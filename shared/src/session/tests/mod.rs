@@ -2,9 +2,11 @@
 
 mod answers;
 mod connections;
+mod delayed;
 mod flows;
 mod forwarding;
 mod legal;
+mod limits;
 mod model;
 mod own;
 mod retained;
@@ -12,6 +14,7 @@ mod rights;
 mod shared;
 mod store;
 mod subscriptions;
+mod topics;
 mod v311;
 mod wills;
 mod world;

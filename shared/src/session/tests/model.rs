@@ -21,6 +21,9 @@ use crate::{
     },
 };
 
+/// Before the topics of kind `d`.
+const DELAYED: &str = "$delayed/1/";
+
 struct Random(u64);
 
 impl Random {
@@ -125,7 +128,7 @@ impl Model {
         for at in 0..3 {
             model.connect(at);
             let options = SubscriptionOptions { qos: Q2, ..Default::default() };
-            let filters = ["t/#", "$share/g/s/#"];
+            let filters = ["t/#", "d/#", "$share/g/s/#"];
             let filters = filters.map(|one| SubscribeFilter { filter: one.into(), options }).into();
             let user_properties = Vec::new();
             let subscribe =
@@ -236,7 +239,11 @@ impl Model {
 
     fn publish(&mut self, at: usize) {
         let qos = if self.random.chance(50) { Q1 } else { Q2 };
-        let kind = if self.random.chance(70) { 't' } else { 's' };
+        let kind = match self.random.below(10) {
+            0..=5 => 't',
+            6..=8 => 's',
+            _ => 'd',
+        };
         let client = &mut self.clients[at];
         if !client.joined || client.flows.len() >= 4 {
             return;
@@ -248,7 +255,8 @@ impl Model {
         while client.flows.iter().any(|flow| flow.publish.packet_id == Some(id(client.next_id))) {
             client.next_id = client.next_id % 6 + 1;
         }
-        let publish = publish(&topic, &number.to_string(), qos, client.next_id);
+        let to = if kind == 'd' { format!("{DELAYED}{topic}") } else { topic };
+        let publish = publish(&to, &number.to_string(), qos, client.next_id);
         client.flows.push(Flow { publish: publish.clone(), released: false });
         self.send(at, Packet::Publish(publish));
     }
@@ -308,8 +316,12 @@ impl Model {
         for _ in 0..20_000 {
             self.commit();
             self.host_event();
+            self.now.mono_ms += 10;
+            self.now.wall_ms += 10;
+            self.decide(Event::Tick);
             (0..3).for_each(|at| self.receive(at));
             let quiet = self.effects.is_empty()
+                && self.store.delayed.is_empty()
                 && self.changes.is_empty()
                 && self.loads.is_empty()
                 && self.clients.iter().all(|client| client.inbox.is_empty())
@@ -430,7 +442,8 @@ impl Client {
         let flow = self.flows.remove(at);
         assert_eq!(flow.publish.qos, qos);
         let number = std::str::from_utf8(&flow.publish.payload).unwrap().parse().unwrap();
-        self.acknowledged.insert((flow.publish.topic.to_string(), number));
+        let topic = flow.publish.topic.trim_start_matches(DELAYED);
+        self.acknowledged.insert((topic.to_owned(), number));
     }
 }
 

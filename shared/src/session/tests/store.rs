@@ -12,7 +12,7 @@ use crate::{
     mqtt::PacketId,
     session::{
         Change, Queued, Restored, RestoredQueue, RestoredSession, SessionId,
-        action::{Author, SavedSession, SavedSubscription},
+        action::{Author, SavedDelayed, SavedSession, SavedSubscription},
         event::LoadedEntry,
     },
 };
@@ -23,6 +23,7 @@ pub(super) struct Store {
     pub(super) subscriptions: BTreeMap<(SessionId, ByteString), SavedSubscription>,
     pub(super) queue: BTreeMap<(SessionId, u64), (Queued, Arc<Message>)>,
     pub(super) retained: BTreeMap<ByteString, (Arc<Message>, Author)>,
+    pub(super) delayed: BTreeMap<u64, SavedDelayed>,
     pub(super) received: BTreeSet<(SessionId, PacketId)>,
     /// Messages taken from clients, in order: the outbound lane or the log.
     pub(super) log: Vec<Arc<Message>>,
@@ -70,6 +71,12 @@ impl Store {
             Change::Dequeued { session, seq } => {
                 self.queue.remove(&(session, seq)).expect("entry is stored");
             }
+            Change::Delayed(saved) => {
+                assert!(self.delayed.insert(saved.number, saved).is_none(), "number is new");
+            }
+            Change::DelayedDone(number) => {
+                self.delayed.remove(&number).expect("it waits");
+            }
             Change::Received { session, packet_id } => {
                 assert!(self.received.insert((session, packet_id)));
             }
@@ -106,6 +113,7 @@ impl Store {
             sessions: self.sessions.values().map(session).collect(),
             subscriptions: self.subscriptions.values().cloned().collect(),
             retained: self.retained.values().cloned().collect(),
+            delayed: self.delayed.values().cloned().collect(),
             next_session: self.next_session,
             seed: 42,
         }

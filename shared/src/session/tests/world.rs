@@ -33,6 +33,8 @@ pub(super) struct World {
     /// Properties and all of the last CONNACK.
     pub(super) connack: Option<ConnAck>,
     pub(super) wake_ms: Option<u64>,
+    /// The last decision with changes waited for them.
+    pub(super) waited: bool,
     fanout: Fanout,
     fed: usize,
     outboxes: BTreeMap<ConnectionId, Vec<String>>,
@@ -58,6 +60,7 @@ impl World {
             dropped: Vec::new(),
             connack: None,
             wake_ms: None,
+            waited: false,
             fanout,
             fed: 0,
             outboxes: BTreeMap::new(),
@@ -73,6 +76,9 @@ impl World {
             let mut out = Decision::default();
             self.state.decide(event, self.now, &mut out);
             self.wake_ms = out.wake_ms;
+            if !out.changes.is_empty() {
+                self.waited = out.wait;
+            }
             for change in out.changes {
                 self.store.apply(change);
             }
