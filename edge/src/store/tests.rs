@@ -829,3 +829,31 @@ async fn through_random_changes_marks_merges_and_crashes_the_store_is_its_model(
         assert_eq!(stray, 0, "seed {seed}");
     }
 }
+
+/// FlashMQ CVE-2025-62723: what waited for a session stayed when the session was over.
+#[tokio::test]
+async fn an_ended_session_leaves_nothing_on_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Harness::open(&plan(dir.path()));
+    let subscription = SavedSubscription {
+        session: SessionId(3),
+        filter: "#".into(),
+        options: tributary_shared::mqtt::packet::SubscriptionOptions::default(),
+        subscription_id: None,
+    };
+    store
+        .apply(vec![
+            Change::SessionSaved(Box::new(session(3))),
+            Change::Subscribed(subscription),
+            Change::Received { session: SessionId(3), packet_id: PacketId::MIN },
+        ])
+        .await;
+    for seq in 1..=50 {
+        store.apply(vec![publish("local/x", "kept for it alone", vec![queued(3, seq)])]).await;
+    }
+    store.apply(vec![Change::SessionRemoved(SessionId(3))]).await;
+    store.stop().await;
+    for table in ["session", "subscription", "received", "queue", "batch", "needed"] {
+        assert_eq!(count(dir.path(), table), 0, "{table}");
+    }
+}

@@ -269,3 +269,26 @@ VQIDAQAB\n\
 
 /// Made with openssl: `{"sub":"gw-1","exp":2000000000}`.
 const RSA_TOKEN: &str = "eyJhbGciOiJSUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiJndy0xIiwiZXhwIjoyMDAwMDAwMDAwfQ.rAVQICVuW7C7i3sR0IGNLJlFfriPwRdjSrhkn8VJGKyBZGoHOR0umzXDbgCs5uY2WemJqh322aFXwg5UlO5LQrljpB0FR68L-lNhGZckV8FsoQYgyTBZk7LmLkOxnwT5dX05v22_UYBf4lDoW-0J7GMeSSv7xhyWXB8uxuaxnlfNvE4pJchNu3_j64yVdhr6_xns4FnmlJjcwBeTgI1nqQtt5lqGlDR4WNgU1cljOGJW3T8xVH_xUlkyIAnkNYz0i97YdkFP1hcrYC0NTCTooqZS0Caxus26RK9ZfWXxiQ1kWYczMXFRK1C2itIiOwAhhe5yVCtV4jNjGqxFw4-z2g";
+
+/// Kafka CVE-2025-27817 and its kind: a token that names its own key, or an address to get it from.
+#[test]
+fn a_token_brings_no_key_and_makes_nothing_be_fetched() {
+    let mut tokens = tokens();
+    let known = json!({ "keys": [{ "kty": "oct", "alg": "HS256", "kid": "a", "k": URL_SAFE_NO_PAD.encode(SECRET) }] });
+    tokens.add_public(known.to_string().as_bytes()).unwrap();
+    let theirs = [7; 32];
+    let claims = json!({ "sub": "ann", "exp": EXP }).to_string();
+    let jwk = json!({ "kty": "oct", "alg": "HS256", "k": URL_SAFE_NO_PAD.encode(theirs) });
+    for header in [
+        json!({ "alg": "HS256", "jwk": jwk }),
+        json!({ "alg": "HS256", "jku": "http://192.0.2.1/keys", "kid": "b" }),
+        json!({ "alg": "HS256", "x5u": "file:///etc/passwd", "x5c": ["AAAA"] }),
+        json!({ "alg": "HS256", "kid": "../../../../dev/null" }),
+    ] {
+        let header = header.to_string();
+        let forged = signed(&header, &claims, hs256(&theirs));
+        assert_eq!(tokens.verify(&forged, NOW_MS), Err(Refused::Signature), "{header}");
+        let right = signed(&header, &claims, hs256(SECRET));
+        assert!(tokens.verify(&right, NOW_MS).is_ok(), "passed over: {header}");
+    }
+}

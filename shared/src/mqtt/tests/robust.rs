@@ -102,3 +102,40 @@ fn a_million_mutations_are_answered_without_a_panic() {
     }
     assert!(refused > 100_000 && read > 10_000, "mutations of both kinds: {refused} {read}");
 }
+
+/// mosquitto CVE-2021-41039: thousands of user properties in one CONNECT kept the broker busy.
+#[test]
+fn more_user_properties_or_filters_than_a_packet_may_have_are_refused() {
+    // Property length, then as many as there are: two empty strings each.
+    let with = |head: &[u8], tail: &[u8], pairs: usize| {
+        let mut body = head.to_vec();
+        let properties = 5 * pairs;
+        body.extend([properties as u8 | 0x80, (properties >> 7) as u8]);
+        body.extend([0x26, 0, 0, 0, 0].repeat(pairs));
+        body.extend(tail);
+        body
+    };
+    let packet = |first: u8, body: &[u8]| {
+        let size = body.len();
+        let mut length = vec![size as u8 | 0x80, (size >> 7) as u8 & 0x7f];
+        if size >> 14 > 0 {
+            length[1] |= 0x80;
+            length.push((size >> 14) as u8);
+        }
+        BytesMut::from(&*[&[first], &length[..], body].concat())
+    };
+    let limit = check::MAX_USER_PROPERTIES;
+    for (pairs, legal) in [(limit, true), (limit + 1, false)] {
+        let connect = with(b"\0\x04MQTT\x05\x02\0\0", b"\0\x01c", pairs);
+        let read = Reader::server(1 << 20).read(&mut packet(0x10, &connect));
+        assert_eq!(read.is_ok(), legal, "{pairs}: {read:?}");
+        let publish = with(b"\0\x01t", b"payload", pairs);
+        let read = connected(Version::V5).read(&mut packet(0x30, &publish));
+        assert_eq!(read.is_ok(), legal, "{pairs}: {read:?}");
+    }
+    for (filters, legal) in [(check::MAX_FILTERS, true), (check::MAX_FILTERS + 1, false)] {
+        let subscribe = [&[0, 1, 0][..], &[0, 1, b'a', 0].repeat(filters)].concat();
+        let read = connected(Version::V5).read(&mut packet(0x82, &subscribe));
+        assert_eq!(read.is_ok(), legal, "{filters}");
+    }
+}

@@ -5,6 +5,7 @@ mod connections;
 mod delayed;
 mod flows;
 mod forwarding;
+mod holes;
 mod legal;
 mod limits;
 mod model;
