@@ -1,14 +1,12 @@
 //! Arguments, settings, start, wait for a signal; no logic.
 
-use std::{convert::Infallible, path::PathBuf, process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 use tributary_cloud::{app, config::Config};
 use tributary_shared::{
     config::{ConfigError, Loader},
-    telemetry,
+    program, telemetry,
 };
 
 /// One durable log on an object store, read and written with Kafka, AMQP 0-9-1 and MQTT clients.
@@ -72,47 +70,12 @@ impl Serve {
 
 fn main() -> ExitCode {
     let Command::Serve(serve) = Arguments::parse().command;
-    match run(&serve) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            fail(&*error);
-            ExitCode::FAILURE
-        }
-    }
+    program::end("tributary-cloud", run(&serve), |_| ExitCode::FAILURE)
 }
 
 fn run(serve: &Serve) -> Result<(), Box<dyn std::error::Error>> {
     let config = serve.config()?;
     config.check()?;
     telemetry::init(&config.telemetry)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let outcome = runtime.block_on(async {
-        let stop = CancellationToken::new();
-        let signals = stop_on_signals(stop.clone())?;
-        tokio::select! {
-            outcome = app::serve(config, stop) => Ok(outcome?),
-            never = signals => match never {},
-        }
-    });
-    // Whatever still blocks a thread has nothing left to promise.
-    runtime.shutdown_timeout(Duration::from_millis(200));
-    outcome
-}
-
-/// Cancels `stop` at SIGTERM or SIGINT.
-fn stop_on_signals(stop: CancellationToken) -> std::io::Result<impl Future<Output = Infallible>> {
-    let mut term = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
-        tracing::info!("stopping");
-        stop.cancel();
-        std::future::pending().await
-    })
-}
-
-/// One sentence for the person who started it.
-#[expect(clippy::print_stderr, reason = "the last word of a program that could not start")]
-fn fail(error: &dyn std::error::Error) {
-    eprintln!("tributary-cloud: {error}");
+    program::serve(async |stop| Ok(app::serve(config, stop).await?))
 }

@@ -1,13 +1,9 @@
 //! Arguments, settings, start, wait for a signal; no logic.
 
-use std::{convert::Infallible, io::Write as _, path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::watch,
-};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
 use tributary_edge::{
     app,
     command::{
@@ -20,7 +16,7 @@ use tributary_edge::{
     },
     config::Config,
 };
-use tributary_shared::telemetry;
+use tributary_shared::{program, telemetry};
 
 /// An MQTT 3.1.1 and 5 broker for gateways. It acknowledges a message when it is on disk, serves local subscribers with
 /// or without an uplink, and brings every acknowledged message to tributary-cloud exactly once.
@@ -114,33 +110,31 @@ fn main() -> ExitCode {
         Command::Sub(sub) => client(sub.run()),
         Command::Pub(publish) => client(publish.run()),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            fail(&*error);
-            error.downcast_ref().map_or(ExitCode::FAILURE, |failed: &Failed| failed.code.into())
-        }
-    }
+    program::end("tributary-edge", outcome, |error| {
+        error.downcast_ref().map_or(ExitCode::FAILURE, |failed: &Failed| failed.code.into())
+    })
 }
 
 fn run(serve: &Serve) -> Result<(), Box<dyn std::error::Error>> {
     let config = serve.config()?;
     telemetry::init(&config.telemetry)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let outcome = runtime.block_on(async {
-        let stop = CancellationToken::new();
+    program::serve(async |stop| {
         let (send, changed) = watch::channel(config.clone());
-        let signals = stop_on_signals(stop.clone())?;
-        let reloads = reload_on_signal(serve.clone(), send)?;
+        let reloads = program::at_hangup(|| reload(serve, &send))?;
         tokio::select! {
             outcome = app::serve(config, changed, stop) => Ok(outcome?),
-            never = signals => match never {},
             never = reloads => match never {},
         }
-    });
-    // Whatever still blocks a thread has nothing left to promise.
-    runtime.shutdown_timeout(Duration::from_millis(200));
-    outcome
+    })
+}
+
+/// Reads the settings again; bad ones change nothing.
+fn reload(serve: &Serve, send: &watch::Sender<Config>) {
+    let config = serve.config().map_err(|error| error.to_string());
+    match config.and_then(|config| config.check().map(|()| config)) {
+        Ok(config) => drop(send.send_replace(config)),
+        Err(error) => tracing::error!(%error, "settings not read again"),
+    }
 }
 
 fn check(serve: &Serve) -> Result<(), Box<dyn std::error::Error>> {
@@ -162,42 +156,4 @@ fn client(
 fn say(text: &str) -> Result<(), Box<dyn std::error::Error>> {
     let mut out = std::io::stdout().lock();
     Ok(out.write_all(text.as_bytes()).and_then(|()| out.flush())?)
-}
-
-/// Cancels `stop` at SIGTERM or SIGINT.
-fn stop_on_signals(stop: CancellationToken) -> std::io::Result<impl Future<Output = Infallible>> {
-    let mut term = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
-        tracing::info!("stopping");
-        stop.cancel();
-        std::future::pending().await
-    })
-}
-
-/// Reads the settings again at SIGHUP; bad ones change nothing.
-fn reload_on_signal(
-    serve: Serve,
-    send: watch::Sender<Config>,
-) -> std::io::Result<impl Future<Output = Infallible>> {
-    let mut hangup = signal(SignalKind::hangup())?;
-    Ok(async move {
-        loop {
-            if hangup.recv().await.is_none() {
-                return std::future::pending().await;
-            }
-            let config = serve.config().map_err(|error| error.to_string());
-            match config.and_then(|config| config.check().map(|()| config)) {
-                Ok(config) => drop(send.send_replace(config)),
-                Err(error) => tracing::error!(%error, "settings not read again"),
-            }
-        }
-    })
-}
-
-/// One sentence for the person who started it.
-#[expect(clippy::print_stderr, reason = "the last word of a program that could not start")]
-fn fail(error: &dyn std::error::Error) {
-    eprintln!("tributary-edge: {error}");
 }

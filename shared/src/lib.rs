@@ -12,6 +12,7 @@ pub mod connection;
 pub mod message;
 pub mod mqtt;
 pub mod net;
+pub mod program;
 pub mod recent;
 pub mod record;
 pub mod session;
