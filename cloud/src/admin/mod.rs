@@ -13,6 +13,8 @@ mod metrics;
 #[cfg(test)]
 mod tests;
 
+use std::{io, net::SocketAddr};
+
 use axum::{
     Json, Router,
     extract::State,
@@ -21,7 +23,9 @@ use axum::{
     routing::get,
 };
 use serde_json::json;
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
+use tributary_shared::net::patient::{Patient, Visit};
 
 use crate::{bridge::Bridge, log::Log, route::Routing, status::Status};
 
@@ -46,7 +50,24 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     metrics::publish(&shown);
     let app = router(shown);
-    axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
+    axum::serve(Door(Patient::new(listener)), app)
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
+}
+
+struct Door(Patient);
+
+impl axum::serve::Listener for Door {
+    type Io = Visit<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        self.0.next().await
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
 }
 
 fn router(shown: Shown) -> Router {

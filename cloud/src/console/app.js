@@ -45,9 +45,9 @@ const span = (seconds) => {
   return hours ? `${hours} h ${minutes} min` : minutes ? `${minutes} min` : `${seconds} s`;
 };
 
-// Records per second of `key` since the reading before; null on the first one.
-const since = (now, key, value) => {
-  const before = last && last.values.get(key);
+// Records per second of `key` since the reading before; null on the first one. `fresh`: where what is new since then began.
+const since = (now, key, value, fresh = null) => {
+  const before = last && (last.values.get(key) ?? fresh);
   now.values.set(key, value);
   if (before === undefined || before === null) return null;
   return Math.max(0, (value - before) / ((now.at - last.at) / 1000));
@@ -71,7 +71,7 @@ const spark = (key, value) => {
 };
 
 const streamRow = (now, stream) => {
-  const value = since(now, `s/${stream.name}`, stream.written);
+  const value = since(now, `s/${stream.name}`, stream.written, 0);
   const graph = el("td");
   graph.append(spark(stream.name, value));
   const name = stream.compact ? `${stream.name} (compacted)` : stream.name;

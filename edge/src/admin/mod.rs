@@ -1,15 +1,19 @@
 //! HTTP on loopback for the one who looks after the gateway: health, metrics, status. Read-only.
 //!
 //! ```text
+//! /              a page for people (`page`)
 //! /health        200 or 503, with reasons     /health/live  200 while the process runs
 //! /metrics       Prometheus text              /status       one JSON object for people and scripts
 //! ```
 //! In: the numbers of [`Status`]. Change here: which pages there are. Not here: what the numbers mean (`status`).
 
 pub(crate) mod metrics;
+mod page;
 mod reading;
 
 use std::{
+    io,
+    net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex, PoisonError, Weak, atomic::Ordering::Relaxed},
     time::Instant,
@@ -23,8 +27,16 @@ use axum::{
     routing::get,
 };
 use serde_json::json;
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
-use tributary_shared::{clock, connection::Context, net::Gate};
+use tributary_shared::{
+    clock,
+    connection::Context,
+    net::{
+        Gate,
+        patient::{Patient, Visit},
+    },
+};
 
 pub use reading::{Lane, Reading};
 
@@ -116,14 +128,31 @@ impl Shown {
 /// Serves until `stop`.
 pub async fn serve(listener: tokio::net::TcpListener, shown: Shown, stop: CancellationToken) {
     let pages = Router::new()
+        .route("/", get(page::page))
         .route("/health", get(health))
         .route("/health/live", get(async || Json(json!({ "live": true }))))
         .route("/metrics", get(metrics_page))
         .route("/status", get(status_page))
         .with_state(shown);
-    let served = axum::serve(listener, pages).with_graceful_shutdown(stop.cancelled_owned());
+    let served = axum::serve(Door(Patient::new(listener)), pages)
+        .with_graceful_shutdown(stop.cancelled_owned());
     if let Err(error) = served.await {
         tracing::error!(%error, "the HTTP listener failed");
+    }
+}
+
+struct Door(Patient);
+
+impl axum::serve::Listener for Door {
+    type Io = Visit<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        self.0.next().await
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
     }
 }
 

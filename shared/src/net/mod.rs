@@ -7,6 +7,7 @@
 
 mod accept;
 pub mod listener;
+pub mod patient;
 pub mod stream;
 pub mod tls;
 mod unix;
