@@ -157,3 +157,25 @@ fn a_wrong_start_is_one_sentence_and_exit_code_1() {
         "another process uses",
     );
 }
+
+#[test]
+fn at_sighup_rules_are_taken_and_bad_settings_change_nothing_and_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("edge.toml");
+    let rule = |topic: &str| format!("[[rules]]\nwho = [\"anonymous\"]\ntopics = [\"{topic}\"]\n");
+    std::fs::write(&file, rule("old/#")).unwrap();
+    let data = folder.path().join("data");
+    let edge = Edge::start(&data, &["--config", file.to_str().unwrap()]);
+    let mut device = Client::connect(edge.mqtt, "device", true);
+    let mut publish =
+        |topic: &str| device.publish(topic, b"x", Qos::AtLeastOnce, false).unwrap().reason;
+    assert_eq!((publish("old/a"), publish("new/a")), (Reason::SUCCESS, Reason::NOT_AUTHORIZED));
+    std::fs::write(&file, rule("new/#")).unwrap();
+    edge.hang_up();
+    while !edge.get("/metrics").contains("tributary_access_reloads_total 1\n") {}
+    assert_eq!((publish("old/a"), publish("new/a")), (Reason::NOT_AUTHORIZED, Reason::SUCCESS));
+    std::fs::write(&file, "[[rulez]]\n").unwrap();
+    edge.hang_up();
+    while !edge.get("/status").contains("settings not read again") {}
+    assert_eq!((publish("old/a"), publish("new/a")), (Reason::NOT_AUTHORIZED, Reason::SUCCESS));
+}
