@@ -11,7 +11,10 @@ use tributary_shared::mqtt::{
     write::write,
 };
 
-use crate::{Failure, Load, Run};
+use crate::{
+    Failure, Load, Run,
+    frames::{self, Frame},
+};
 
 /// Bytes of the largest packet taken.
 pub(crate) const MAXIMUM: usize = 16 * 1024 * 1024;
@@ -22,30 +25,33 @@ pub(crate) const READ: usize = 64 * 1024;
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) stream: TcpStream,
-    pub(crate) reader: Reader,
+    reader: Reader,
     pub(crate) buffer: BytesMut,
+    pub(crate) version: Version,
 }
 
 impl Client {
+    /// `kept`: its session outlives the connection.
     pub(crate) async fn connect(
         load: &Load,
         client_id: String,
         keep_alive: u16,
+        kept: bool,
     ) -> Result<Self, Failure> {
         let stream = TcpStream::connect(load.addr).await?;
         stream.set_nodelay(true)?;
         let version = load.version();
-        let mut client =
-            Self { stream, reader: Reader::client(version, MAXIMUM), buffer: BytesMut::new() };
+        let reader = Reader::client(version, MAXIMUM);
+        let mut client = Self { stream, reader, buffer: BytesMut::new(), version };
         let connect = Connect {
             version,
             client_id: client_id.into(),
-            clean_start: true,
+            clean_start: !kept,
             keep_alive,
             will: None,
             user_name: load.username.clone().map(Into::into),
             password: load.password.clone().map(Into::into),
-            session_expiry: None,
+            session_expiry: (kept && version == Version::V5).then_some(u32::MAX),
             receive_maximum: None,
             maximum_packet_size: None,
             topic_alias_maximum: 0,
@@ -83,6 +89,19 @@ impl Client {
             }
             other => Err(format!("SUBSCRIBE was answered with {other:?}").into()),
         }
+    }
+
+    /// Says goodbye; the broker has forgotten the connection when this returns.
+    pub(crate) async fn leave(mut self) -> Result<(), Failure> {
+        self.stream.write_all(&[0xE0, 0]).await?;
+        self.stream.shutdown().await?;
+        while self.stream.read_buf(&mut self.buffer).await? > 0 {}
+        Ok(())
+    }
+
+    /// The next packet of the load that was read already.
+    pub(crate) fn next(&mut self) -> Result<Option<Frame>, Failure> {
+        frames::next(&mut self.buffer, self.version)
     }
 
     async fn send(&mut self, packet: &Packet, version: Version) -> Result<(), Failure> {

@@ -26,7 +26,7 @@ pub(crate) async fn measure(load: &Load) -> Result<Value, Failure> {
         let load = load.clone();
         opening.spawn(async move {
             let client_id = format!("bench-{}-i{number}", std::process::id());
-            Client::connect(&load, client_id, KEEP_ALIVE_S).await
+            Client::connect(&load, client_id, KEEP_ALIVE_S, false).await
         });
     }
     while let Some(joined) = opening.join_next().await {

@@ -14,6 +14,7 @@
 //! ```
 
 mod client;
+mod frames;
 mod histogram;
 mod idle;
 mod paced;
@@ -65,6 +66,9 @@ struct Load {
     /// Messages of each publisher.
     #[arg(long, default_value_t = 100_000)]
     messages: u64,
+    /// Publish for so many seconds at most. 0: no limit. Not with --rate.
+    #[arg(long, default_value_t = 0.0)]
+    seconds: f64,
     /// Bytes of a payload, at least 8.
     #[arg(long, default_value_t = 64)]
     payload: usize,
@@ -77,6 +81,18 @@ struct Load {
     /// Messages a second, all publishers together. 0: flat out.
     #[arg(long, default_value_t = 0.0)]
     rate: f64,
+    /// The subscribers' sessions outlive their connections.
+    #[arg(long)]
+    kept: bool,
+    /// The subscribers subscribe and leave before the load begins.
+    #[arg(long, requires = "kept")]
+    away: bool,
+    /// The subscribers come back for what was kept for them; nothing is published.
+    #[arg(long, requires = "kept", requires = "name")]
+    back: bool,
+    /// Part of all client ids and topics, so that a later run meets the sessions of this one.
+    #[arg(long)]
+    name: Option<String>,
     /// Only open so many connections, hold them, and measure.
     #[arg(long, default_value_t = 0)]
     idle: usize,
@@ -111,7 +127,11 @@ impl Load {
     }
 
     fn receivers(&self) -> u64 {
-        if self.all { self.subscribers as u64 } else { u64::from(self.subscribers > 0) }
+        match self.subscribers {
+            _ if self.away => 0,
+            all if self.all => all as u64,
+            some => u64::from(some > 0),
+        }
     }
 }
 
@@ -122,6 +142,8 @@ struct Run {
     /// Names of this run, so that runs do not meet.
     name: String,
     start: Instant,
+    /// When publishing ends, with `--seconds`.
+    until_ns: AtomicU64,
     sent: AtomicU64,
     acked: AtomicU64,
     received: AtomicU64,
@@ -132,6 +154,11 @@ struct Run {
 impl Run {
     fn now_ns(&self) -> u64 {
         self.start.elapsed().as_nanos() as u64
+    }
+
+    /// Time to stop publishing.
+    fn is_over(&self) -> bool {
+        self.load.seconds > 0.0 && self.now_ns() >= self.until_ns.load(Ordering::Relaxed)
     }
 
     fn topic(&self, publisher: usize) -> String {
@@ -164,8 +191,9 @@ async fn main() -> Result<(), Failure> {
 
 async fn measure(load: Load) -> Result<serde_json::Value, Failure> {
     let run = Arc::new(Run {
-        name: std::process::id().to_string(),
+        name: load.name.clone().unwrap_or_else(|| std::process::id().to_string()),
         start: Instant::now(),
+        until_ns: AtomicU64::new(u64::MAX),
         sent: AtomicU64::new(0),
         acked: AtomicU64::new(0),
         received: AtomicU64::new(0),
@@ -176,13 +204,16 @@ async fn measure(load: Load) -> Result<serde_json::Value, Failure> {
     let stop = CancellationToken::new();
     let mut subscribers = JoinSet::new();
     for number in 0..load.subscribers {
-        let subscriber = subscriber::connect(Arc::clone(&run), number).await?;
-        subscribers.spawn(subscriber.receive(stop.clone()));
+        if let Some(subscriber) = subscriber::connect(Arc::clone(&run), number).await? {
+            subscribers.spawn(subscriber.receive(stop.clone()));
+        }
     }
     let before = load.pid.map(Usage::of).transpose()?;
+    let own_before = Usage::own()?;
     let began_ns = run.now_ns();
+    run.until_ns.store(began_ns + (load.seconds * 1e9) as u64, Ordering::Relaxed);
     let mut publishers = JoinSet::new();
-    for number in 0..load.publishers {
+    for number in 0..if load.back { 0 } else { load.publishers } {
         if load.rate > 0.0 {
             let run = Arc::clone(&run);
             publishers.spawn_blocking(move || paced::publish(&run, number));
@@ -195,6 +226,8 @@ async fn measure(load: Load) -> Result<serde_json::Value, Failure> {
     let finished = finish(&run, &mut publishers, &mut acks, &mut errors).await;
     stop.cancel();
     let after = load.pid.map(Usage::of).transpose()?;
+    let own = Usage::own()?;
+    let wall = Duration::from_nanos(run.now_ns() - began_ns);
     let mut latency = Histogram::default();
     while let Some(joined) = subscribers.join_next().await {
         match joined? {
@@ -203,15 +236,24 @@ async fn measure(load: Load) -> Result<serde_json::Value, Failure> {
         }
     }
     // QoS 0 may be lost; that is counted as lost, not as an error.
-    if !finished && (run.load.qos > 0 || !publishers.is_empty()) {
+    if !finished && !run.load.back && (run.load.qos > 0 || !publishers.is_empty()) {
         errors.push("no progress".to_owned());
         publishers.abort_all();
     }
     let mut line = report(&run, began_ns, &latency, &acks, &errors);
+    let messages = run.delivered().max(1) as f64;
+    let mut used = |who: &str, before: &Usage, after: &Usage| {
+        let us = |time: Duration| time.as_secs_f64() * 1e6;
+        let cpu = us(after.cpu_since(before)) / messages;
+        set(&mut line, &format!("{who}_cpu_us_per_message"), round(cpu));
+        let busiest = us(after.busiest_since(before)) / us(wall);
+        set(&mut line, &format!("{who}_busiest_thread"), round(busiest));
+    };
+    used("generator", &own_before, &own);
     if let (Some(before), Some(after)) = (before, after) {
-        let delivered = run.delivered().max(1);
-        let cpu_us = after.cpu.saturating_sub(before.cpu).as_secs_f64() * 1e6;
-        set(&mut line, "broker_cpu_us_per_message", round(cpu_us / delivered as f64));
+        used("broker", &before, &after);
+        let written = after.written_bytes.saturating_sub(before.written_bytes);
+        set(&mut line, "broker_written_bytes_per_message", round(written as f64 / messages));
         set(&mut line, "broker_rss_kb", after.rss_kb);
     }
     Ok(line)
@@ -224,7 +266,6 @@ async fn finish(
     acks: &mut Histogram,
     errors: &mut Vec<String>,
 ) -> bool {
-    let expected = run.load.messages * run.load.publishers as u64 * run.load.receivers();
     let patience = Duration::from_secs(run.load.patience);
     let mut progress = (0, Instant::now());
     loop {
@@ -236,6 +277,9 @@ async fn finish(
             }
         }
         let received = run.received.load(Ordering::Relaxed);
+        // All is sent once no publisher is left.
+        let sent = if run.load.back { u64::MAX } else { run.sent.load(Ordering::Relaxed) };
+        let expected = sent.saturating_mul(run.load.receivers());
         if publishers.is_empty() && (received >= expected || !errors.is_empty()) {
             return true;
         }

@@ -12,11 +12,12 @@ use std::{
 };
 
 use bytes::BytesMut;
-use tributary_shared::mqtt::Reader;
+use tributary_shared::mqtt::Version;
 
 use crate::{
     Failure, Run,
     client::{Client, Template},
+    frames,
     histogram::Histogram,
     publisher::acknowledged,
 };
@@ -34,7 +35,8 @@ struct Window {
 pub(crate) fn publish(run: &Arc<Run>, number: usize) -> Result<Histogram, Failure> {
     let runtime = tokio::runtime::Handle::current();
     let client_id = format!("bench-{}-p{number}", run.name);
-    let client = runtime.block_on(Client::connect(&run.load, client_id, 0))?;
+    let client = runtime.block_on(Client::connect(&run.load, client_id, 0, false))?;
+    let version = client.version;
     let stream = client.stream.into_std()?;
     stream.set_nonblocking(false)?;
     let ids = run.load.window;
@@ -45,7 +47,7 @@ pub(crate) fn publish(run: &Arc<Run>, number: usize) -> Result<Histogram, Failur
     };
     let answers = stream.try_clone()?;
     thread::scope(|scope| {
-        let reading = scope.spawn(|| read(run, &window, answers, client.reader));
+        let reading = scope.spawn(|| read(run, &window, answers, version));
         let sent = send(run, &window, stream, number);
         let acks = reading.join().map_err(|_| "reading thread died")?;
         sent?;
@@ -112,7 +114,7 @@ fn read(
     run: &Run,
     window: &Window,
     mut stream: TcpStream,
-    mut reader: Reader,
+    version: Version,
 ) -> Result<Histogram, Failure> {
     let mut acks = Histogram::default();
     let mut buffer = BytesMut::new();
@@ -128,10 +130,10 @@ fn read(
             return Err("publisher was closed by the broker".into());
         }
         buffer.extend_from_slice(chunk.get(..read).unwrap_or_default());
-        while let Some(packet) = reader.read(&mut buffer)? {
-            let Some(ack) = acknowledged(packet, &mut out)? else { continue };
+        while let Some(frame) = frames::next(&mut buffer, version)? {
+            let Some(packet_id) = acknowledged(frame, &mut out)? else { continue };
             let now = run.now_ns();
-            acks.record(now.saturating_sub(window.give_back(ack.packet_id.get())));
+            acks.record(now.saturating_sub(window.give_back(packet_id)));
             waiting -= 1;
             run.acked.fetch_add(1, Ordering::Relaxed);
             run.last_ns.fetch_max(now, Ordering::Relaxed);

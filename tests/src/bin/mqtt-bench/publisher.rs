@@ -7,11 +7,11 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     task::yield_now,
 };
-use tributary_shared::mqtt::{Packet, packet::Ack};
 
 use crate::{
     Failure, Run,
     client::{Client, READ, Template, put_ack},
+    frames::Frame,
     histogram::Histogram,
 };
 
@@ -19,7 +19,8 @@ use crate::{
 const WRITE: usize = 32 * 1024;
 
 pub(crate) async fn publish(run: Arc<Run>, number: usize) -> Result<Histogram, Failure> {
-    let client = Client::connect(&run.load, format!("bench-{}-p{number}", run.name), 0).await?;
+    let client_id = format!("bench-{}-p{number}", run.name);
+    let client = Client::connect(&run.load, client_id, 0, false).await?;
     let template = Template::new(&run, number);
     if run.load.qos == 0 {
         blast(&run, client, &template).await?;
@@ -32,7 +33,7 @@ pub(crate) async fn publish(run: Arc<Run>, number: usize) -> Result<Histogram, F
 async fn blast(run: &Run, mut client: Client, template: &Template) -> Result<(), Failure> {
     let mut out = BytesMut::new();
     let mut left = run.load.messages;
-    while left > 0 {
+    while left > 0 && !run.is_over() {
         let ahead = run.sent.load(Ordering::Relaxed).saturating_sub(run.delivered());
         if run.load.ahead > 0 && ahead >= run.load.ahead {
             yield_now().await;
@@ -52,11 +53,8 @@ async fn blast(run: &Run, mut client: Client, template: &Template) -> Result<(),
         left -= batch;
     }
     run.last_ns.fetch_max(run.now_ns(), Ordering::Relaxed);
-    client.stream.write_all(&[0xE0, 0]).await?;
-    client.stream.shutdown().await?;
     // The broker closes when it has read everything.
-    while client.stream.read_buf(&mut client.buffer).await? > 0 {}
-    Ok(())
+    client.leave().await
 }
 
 async fn windowed(
@@ -69,9 +67,12 @@ async fn windowed(
     let mut sent_ns = vec![0; usize::from(run.load.window) + 1];
     let mut out = BytesMut::new();
     let mut left = run.load.messages;
-    let mut waiting = run.load.messages;
-    while waiting > 0 {
+    let mut waiting = 0;
+    while left > 0 || waiting > 0 {
         let mut batch = 0;
+        if run.is_over() {
+            left = 0;
+        }
         while left > 0
             && out.len() < WRITE
             && let Some(packet_id) = free.pop()
@@ -84,40 +85,43 @@ async fn windowed(
             batch += 1;
             left -= 1;
         }
+        waiting += batch;
         run.sent.fetch_add(batch, Ordering::Relaxed);
         if !out.is_empty() {
             client.stream.write_all(&out).await?;
             out.clear();
+        }
+        if waiting == 0 {
+            break;
         }
         client.buffer.reserve(READ);
         if client.stream.read_buf(&mut client.buffer).await? == 0 {
             return Err("publisher was closed by the broker".into());
         }
         let mut done = 0;
-        while let Some(packet) = client.reader.read(&mut client.buffer)? {
-            let Some(ack) = acknowledged(packet, &mut out)? else { continue };
-            let packet_id = ack.packet_id.get();
-            let now = run.now_ns();
+        let now = run.now_ns();
+        while let Some(frame) = client.next()? {
+            let Some(packet_id) = acknowledged(frame, &mut out)? else { continue };
             acks.record(now - sent_ns.get(usize::from(packet_id)).copied().unwrap_or(now));
             free.push(packet_id);
             done += 1;
         }
         waiting -= done;
         run.acked.fetch_add(done, Ordering::Relaxed);
-        run.last_ns.fetch_max(run.now_ns(), Ordering::Relaxed);
+        run.last_ns.fetch_max(now, Ordering::Relaxed);
     }
     client.stream.write_all(&[0xE0, 0]).await?;
     Ok(acks)
 }
 
-/// The last acknowledgement of a message; a PUBREC is answered.
-pub(crate) fn acknowledged(packet: Packet, out: &mut BytesMut) -> Result<Option<Ack>, Failure> {
-    match packet {
-        Packet::PubRec(ack) if !ack.reason.is_error() => {
-            put_ack(0x62, ack.packet_id, out);
+/// The packet id of a message's last acknowledgement; a PUBREC is answered.
+pub(crate) fn acknowledged(frame: Frame, out: &mut BytesMut) -> Result<Option<u16>, Failure> {
+    match frame {
+        Frame::Done(id) => Ok(Some(id.get())),
+        Frame::Answer(first, id) => {
+            put_ack(first, id, out);
             Ok(None)
         }
-        Packet::PubAck(ack) | Packet::PubComp(ack) if !ack.reason.is_error() => Ok(Some(ack)),
-        other => Err(format!("PUBLISH was answered with {other:?}").into()),
+        Frame::Publish { .. } => Err("a publisher was sent a message".into()),
     }
 }

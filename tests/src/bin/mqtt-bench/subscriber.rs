@@ -5,11 +5,11 @@ use std::sync::{Arc, atomic::Ordering};
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
-use tributary_shared::mqtt::{Packet, Qos};
 
 use crate::{
     Failure, Run,
     client::{Client, READ, put_ack},
+    frames::Frame,
     histogram::Histogram,
 };
 
@@ -18,19 +18,26 @@ pub(crate) struct Subscriber {
     client: Client,
 }
 
-pub(crate) async fn connect(run: Arc<Run>, number: usize) -> Result<Subscriber, Failure> {
+/// None if it subscribed and left.
+pub(crate) async fn connect(run: Arc<Run>, number: usize) -> Result<Option<Subscriber>, Failure> {
     let client_id = format!("bench-{}-s{number}", run.name);
-    let mut client = Client::connect(&run.load, client_id, 0).await?;
-    let filters = if run.load.all {
+    let mut client = Client::connect(&run.load, client_id, 0, run.load.kept).await?;
+    // One filter where it can be one: brokers limit how many a SUBSCRIBE has.
+    let filters = if run.load.all || run.load.subscribers == 1 {
         vec![format!("bench/{}/#", run.name)]
     } else {
         let mine = (0..run.load.publishers).filter(|p| p % run.load.subscribers == number);
         mine.map(|publisher| run.topic(publisher)).collect()
     };
-    if !filters.is_empty() {
+    // Who comes back is subscribed, and is sent messages at once.
+    if !filters.is_empty() && !run.load.back {
         client.subscribe(&run, filters).await?;
     }
-    Ok(Subscriber { run, client })
+    if run.load.away {
+        client.leave().await?;
+        return Ok(None);
+    }
+    Ok(Some(Subscriber { run, client }))
 }
 
 impl Subscriber {
@@ -49,21 +56,19 @@ impl Subscriber {
             }
             let now = self.run.now_ns();
             let mut received = 0;
-            while let Some(packet) = self.client.reader.read(&mut self.client.buffer)? {
-                match packet {
-                    Packet::Publish(publish) => {
+            while let Some(frame) = self.client.next()? {
+                match frame {
+                    Frame::Publish { ack, stamp_ns } => {
                         received += 1;
-                        if let Some(stamp) = publish.payload.first_chunk() {
-                            latency.record(now.saturating_sub(u64::from_be_bytes(*stamp)));
+                        if let Some(stamp) = stamp_ns {
+                            latency.record(now.saturating_sub(stamp));
                         }
-                        match (publish.qos, publish.packet_id) {
-                            (Qos::AtLeastOnce, Some(id)) => put_ack(0x40, id, &mut out),
-                            (Qos::ExactlyOnce, Some(id)) => put_ack(0x50, id, &mut out),
-                            _ => {}
+                        if let Some((first, id)) = ack {
+                            put_ack(first, id, &mut out);
                         }
                     }
-                    Packet::PubRel(ack) => put_ack(0x70, ack.packet_id, &mut out),
-                    other => return Err(format!("subscriber was sent {other:?}").into()),
+                    Frame::Answer(first, id) => put_ack(first, id, &mut out),
+                    Frame::Done(_) => return Err("a subscriber was acknowledged something".into()),
                 }
             }
             self.run.received.fetch_add(received, Ordering::Relaxed);
