@@ -339,7 +339,9 @@ impl Broker {
     }
 
     fn decide(&mut self, event: Event, now: Now) {
+        let before = self.out.changes.len();
         self.state.decide(event, now, &mut self.out);
+        self.leave_out_unneeded(before);
         let wait = std::mem::take(&mut self.out.wait);
         let ticket = self.journal.last() + u64::from(!self.out.changes.is_empty());
         let mut effects = std::mem::take(&mut self.out.effects);
@@ -347,6 +349,25 @@ impl Broker {
             self.place(effect, wait, ticket);
         }
         self.out.effects = effects;
+    }
+
+    /// A message that no queue holds and no lane takes is not stored, so nothing has to wait for the store.
+    fn leave_out_unneeded(&mut self, from: usize) {
+        let lanes = self.store.lanes();
+        let takes = |topic: &str| {
+            lanes.iter().any(|lane| lane.settings.as_ref().is_some_and(|s| s.takes(topic)))
+        };
+        let mut at = from;
+        while let Some(change) = self.out.changes.get(at) {
+            match change {
+                Change::Message { message, queued, stored: None }
+                    if queued.is_empty() && !takes(&message.topic) =>
+                {
+                    self.out.changes.remove(at);
+                }
+                _ => at += 1,
+            }
+        }
     }
 
     /// Does an effect, or puts it in the line of those that wait. What need not wait stays behind what its connection
