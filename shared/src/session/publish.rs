@@ -123,7 +123,8 @@ impl State {
 
     /// Limits of the core that a PUBLISH is over.
     fn refuses(&self, publish: &Publish, delay_s: Option<u32>) -> Option<Reason> {
-        if publish.topic.split('/').count() > self.settings.topic_levels {
+        let separators = publish.topic.bytes().filter(|byte| *byte == b'/').count();
+        if separators >= self.settings.topic_levels {
             return Some(Reason::TOPIC_NAME_INVALID);
         }
         if self.settings.too_many(&publish.properties.user_properties) {

@@ -88,6 +88,8 @@ pub(super) struct Queue {
     load: Load,
     next_seq: u64,
     last_packet_id: u16,
+    /// So many ids after the last one are not in use.
+    free_packet_ids: u16,
     messages: u64,
     bytes: u64,
 }
@@ -109,6 +111,7 @@ impl Queue {
             load: Load::None,
             next_seq: next_seq.max(queue.last_seq + 1).max(1),
             last_packet_id: 0,
+            free_packet_ids: 0,
             messages: queue.messages,
             bytes: queue.bytes,
         }
@@ -212,20 +215,33 @@ impl Queue {
     /// Ids go on after one that an earlier connection used.
     pub(super) fn saw_packet_id(&mut self, id: Option<PacketId>) {
         self.last_packet_id = id.map_or(self.last_packet_id, PacketId::get);
+        self.free_packet_ids = 0;
     }
 
     /// A packet id that is not in use. Every entry that has one lies before those that have none, so it is in `sent` or
     /// `releasing`; there are fewer of them than ids (MQTT-2.2.1-3).
     pub(super) fn new_packet_id(&mut self) -> PacketId {
-        loop {
-            self.last_packet_id = self.last_packet_id.checked_add(1).unwrap_or(1);
-            let Some(id) = PacketId::new(self.last_packet_id) else { continue };
-            let used = self.sent.iter().any(|entry| entry.packet_id == Some(id))
-                || self.releasing.iter().any(|one| one.packet_id == id);
-            if !used {
-                return id;
+        while self.free_packet_ids == 0 {
+            self.free_packet_ids = self.next_used_packet_id() - 1;
+            if self.free_packet_ids == 0 {
+                self.last_packet_id = after(self.last_packet_id);
             }
         }
+        self.free_packet_ids -= 1;
+        self.last_packet_id = after(self.last_packet_id);
+        PacketId::new(self.last_packet_id).unwrap_or(PacketId::MIN)
+    }
+
+    /// How far the next id that is in use is from the last one that was given out; ids go round.
+    fn next_used_packet_id(&self) -> u16 {
+        let sent = self.sent.iter().filter_map(|entry| entry.packet_id);
+        let used = sent.chain(self.releasing.iter().map(|one| one.packet_id));
+        let last = self.last_packet_id;
+        let distance = |id: PacketId| match id.get() {
+            id if id > last => id - last,
+            id => u16::MAX - (last - id),
+        };
+        used.map(distance).min().unwrap_or(u16::MAX)
     }
 
     /// What to ask the store for now: first seq, entries, bytes.
@@ -303,5 +319,48 @@ impl Queue {
         self.waiting.retain(stays);
         self.sent_bytes = self.sent.iter().map(Entry::bytes).sum();
         self.waiting_bytes = self.waiting.iter().map(Entry::bytes).sum();
+    }
+}
+
+/// 0 is no packet id.
+fn after(id: u16) -> u16 {
+    id.checked_add(1).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn releasing(id: u16) -> Releasing {
+        Releasing { seq: 1, packet_id: PacketId::new(id).unwrap(), bytes: 0 }
+    }
+
+    #[test]
+    fn packet_ids_go_round_and_pass_over_those_in_use() {
+        for last in [0, 1, 2, 99, 100, 101, 65_533, 65_534, 65_535] {
+            let mut queue = Queue::new();
+            queue.last_packet_id = last;
+            queue.releasing = [1, 100, 101, 65_534, 65_535].map(releasing).into();
+            let given: Vec<u16> = (0..70_000).map(|_| queue.new_packet_id().get()).collect();
+            let mut id = last;
+            for given in given {
+                id = after(id);
+                while [1, 100, 101, 65_534, 65_535].contains(&id) {
+                    id = after(id);
+                }
+                assert_eq!(given, id, "after {last}");
+            }
+        }
+    }
+
+    #[test]
+    fn ids_that_an_earlier_connection_used_are_passed_over() {
+        let mut queue = Queue::new();
+        assert_eq!(queue.new_packet_id().get(), 1);
+        queue.releasing.push_back(releasing(3));
+        queue.saw_packet_id(PacketId::new(3));
+        queue.saw_packet_id(None);
+        queue.last_packet_id = 1;
+        assert_eq!((queue.new_packet_id().get(), queue.new_packet_id().get()), (2, 4));
     }
 }

@@ -3,6 +3,7 @@
 //! Holds: the trie of filters with their subscribers and shared groups. In: subscriptions, a topic. Out: the matching
 //! subscribers, each group once. Change here: matching. Not here: options' meaning (`fanout`), checks (`subscribe`).
 
+mod children;
 mod shared;
 mod trie;
 
