@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf},
     time::timeout,
@@ -105,7 +106,10 @@ pub fn run<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let Opened { stream, mut reader, buffer, connect, mut until, again } = opened;
+    let Opened { stream, mut reader, mut buffer, connect, mut until, again } = opened;
+    if buffer.is_empty() {
+        buffer = BytesMut::new();
+    }
     let connection = context.next_connection();
     let link = Link {
         context,
@@ -116,12 +120,13 @@ where
         keep_alive_s: AtomicU16::new(connect.keep_alive),
     };
     let outbox = link.outbox.clone();
-    let hello = Box::new(Incoming::Connect { connection, connect, peer, outbox });
+    let hello = Incoming::Connect { connection, connect, peer, outbox };
+    let telling = Box::pin(context.handle.incoming.send(hello));
     reader.set_maximum(context.packet_bytes);
     let (read_half, mut write_half) = tokio::io::split(stream);
     let mut reading = Reading { half: read_half, reader, buffer, again };
     async move {
-        if Box::pin(context.handle.incoming.send(*hello)).await.is_err() {
+        if telling.await.is_err() {
             return End::Stopping;
         }
         let end = both(&link, &mut reading, &mut write_half, &mut until).await;

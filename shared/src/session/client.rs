@@ -33,7 +33,7 @@ pub(super) struct Session {
     /// Wall ms of the end of the last connection.
     pub(super) disconnected_ms: Option<i64>,
     /// To be published unless the client says otherwise.
-    pub(super) will: Option<Will>,
+    pub(super) will: Option<Box<Will>>,
     /// Monotonic ms when the will is due; only while disconnected.
     pub(super) will_due: Option<u64>,
     /// Monotonic ms when the session ends; only while disconnected, `None` = never.
@@ -89,7 +89,7 @@ impl Session {
             principal: self.principal.clone(),
             expiry_s: self.expiry_s,
             disconnected_ms: self.disconnected_ms,
-            will: self.will.clone(),
+            will: self.will.as_deref().cloned(),
             next_seq: self.queue.next_seq(),
         })
     }

@@ -201,7 +201,7 @@ impl State {
         session.will_due = None; // MQTT-3.1.3-9: the new connection keeps it from being sent.
         session.ends = None;
         session.disconnected_ms = None;
-        session.will.clone_from(&connect.will);
+        session.will = connect.will.clone().map(Box::new);
         session.expiry_s = expiry_s;
         session.stored |= expiry_s > 0;
         session.saved |= session.stored || session.will.is_some(); // MQTT-3.1.2-7

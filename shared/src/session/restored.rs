@@ -92,7 +92,7 @@ impl State {
             online: None,
             disconnected_ms: Some(ended_ms),
             will_due: saved.will.as_ref().map(|will| after(u64::from(will.delay) * 1000)),
-            will: saved.will,
+            will: saved.will.map(Box::new),
             ends: ends_after(saved.expiry_s, 0).map(after),
             subscriptions: std::collections::BTreeSet::new(),
             received: received.into_iter().collect(),

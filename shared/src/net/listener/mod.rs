@@ -12,6 +12,7 @@ mod settings;
 use std::{
     io,
     net::SocketAddr,
+    pin::Pin,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
@@ -230,27 +231,16 @@ impl Listener {
         match bound {
             Bound::Tcp(door) => {
                 let peer = move |stream, address, admitted| {
-                    let (listener, serve) = (Arc::clone(&listener), serve.clone());
-                    async move {
-                        let opening = listener.open(stream, address, admitted, patience);
-                        if let Some(arrived) = Box::pin(opening).await {
-                            drop(listener);
-                            serve(arrived).await;
-                        }
-                    }
+                    let listener = Arc::clone(&listener);
+                    let opening = listener.open(stream, address, admitted, patience);
+                    lasting(Box::pin(opening), serve.clone())
                 };
                 accept_from(door, gate, stop, peer).await;
             }
             Bound::Unix(door) => {
                 let peer = move |stream, _, admitted| {
-                    let (listener, serve) = (Arc::clone(&listener), serve.clone());
-                    async move {
-                        let opening = listener.open_local(stream, admitted, patience);
-                        if let Some(arrived) = Box::pin(opening).await {
-                            drop(listener);
-                            serve(arrived).await;
-                        }
-                    }
+                    let opening = Arc::clone(&listener).open_local(stream, admitted, patience);
+                    lasting(Box::pin(opening), serve.clone())
                 };
                 accept_from(door, gate, stop, peer).await;
             }
@@ -258,7 +248,7 @@ impl Listener {
     }
 
     async fn open(
-        &self,
+        self: Arc<Self>,
         stream: TcpStream,
         address: Option<SocketAddr>,
         admitted: Admitted,
@@ -289,7 +279,7 @@ impl Listener {
     }
 
     async fn open_local(
-        &self,
+        self: Arc<Self>,
         stream: UnixStream,
         admitted: Admitted,
         patience: Duration,
@@ -333,6 +323,18 @@ impl Listener {
             Err(_) => tracing::debug!(setting, ?address, "no connection in time"),
         }
         None
+    }
+}
+
+/// What opens a connection is in a box, gone when the connection is open: its task lasts, and is as large as its largest moment.
+async fn lasting<O, F, T>(opening: Pin<Box<O>>, serve: F)
+where
+    O: Future<Output = Option<Box<Arrived>>>,
+    F: Fn(Box<Arrived>) -> T,
+    T: Future<Output = ()>,
+{
+    if let Some(arrived) = opening.await {
+        serve(arrived).await;
     }
 }
 
