@@ -10,7 +10,9 @@ mod line;
 use std::{io, sync::LazyLock, thread, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{
+    filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
 
 use crate::recent;
 pub use limit::{LeftOut, Limit};
@@ -63,13 +65,14 @@ pub enum TelemetryError {
 /// Starts logging for the whole process. Once, first thing.
 pub fn init(settings: &Settings) -> Result<(), TelemetryError> {
     let filter = filter(&settings.level)?;
-    let lines =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Escaped(io::stderr()));
+    let lines = tracing_subscriber::fmt::layer().with_writer(|| Escaped(io::stderr()));
+    let log = tracing_subscriber::registry().with(filter);
     let limit = &*LIMIT;
     match settings.format {
-        Format::Text => lines.with_ansi(false).finish().with(recent::Layer).with(limit).try_init(),
+        Format::Text => log.with(lines.with_ansi(false)).with(recent::Layer).with(limit).try_init(),
         Format::Json => {
-            lines.json().flatten_event(true).finish().with(recent::Layer).with(limit).try_init()
+            let lines = lines.json().flatten_event(true);
+            log.with(lines).with(recent::Layer).with(limit).try_init()
         }
     }
     .map_err(|_| TelemetryError::Twice)?;
@@ -93,8 +96,9 @@ fn tell() {
     }
 }
 
-fn filter(level: &str) -> Result<EnvFilter, TelemetryError> {
-    EnvFilter::builder().parse(level).map_err(|reason| TelemetryError::Level {
+/// Not an `EnvFilter`: that brings a whole regular expression engine.
+fn filter(level: &str) -> Result<Targets, TelemetryError> {
+    level.parse::<Targets>().map_err(|reason| TelemetryError::Level {
         level: level.to_owned(),
         reason: reason.to_string(),
     })
