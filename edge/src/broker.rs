@@ -12,7 +12,7 @@
 //! way. Not here: what an event means (`shared::session`), when a commit happens (`store`).
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
@@ -31,7 +31,7 @@ use tributary_shared::{
         packet::{Publish, Reason},
     },
     session::{
-        Change, ConnectionId, Decision, Effect, Event, Now, Outgoing, SessionId, State,
+        Change, ConnectionId, Decision, Effect, Event, IdMap, Now, Outgoing, SessionId, State,
         event::LoadedEntry,
     },
     tasks,
@@ -104,7 +104,7 @@ pub struct Broker {
     progress: watch::Receiver<Progress>,
     status: Arc<Status>,
     clock: Clock,
-    clients: HashMap<ConnectionId, Client>,
+    clients: IdMap<ConnectionId, Client>,
     /// Collects changes until they are handed over.
     out: Decision,
     /// Bytes handed over, by ticket.
@@ -144,7 +144,7 @@ impl Broker {
             journal,
             status,
             clock,
-            clients: HashMap::new(),
+            clients: IdMap::default(),
             out: Decision::default(),
             under_way: VecDeque::new(),
             bytes: 0,

@@ -43,6 +43,7 @@ use bytestring::ByteString;
 
 pub use action::{Change, Decision, Delivery, Effect, Outgoing, Queued};
 pub use event::{ConnectionId, Event, Now, SessionId};
+pub use ids::IdMap;
 pub use publish::Destination;
 pub use restored::{Restored, RestoredQueue, RestoredSession};
 pub use rewrite::{AutoSubscribe, Rewrite};
@@ -53,7 +54,6 @@ use self::{
     client::{Connection, Session},
     delayed::Delayed,
     fanout::Scratch,
-    ids::IdMap,
     retained::Retained,
     rewrite::Templates,
     routes::Trie,
