@@ -14,6 +14,8 @@
 mod catalog;
 mod decide;
 pub mod error;
+#[cfg(test)]
+mod fault_tests;
 mod follow;
 mod guard;
 mod inner;

@@ -12,6 +12,8 @@
 //! Change here: what the parts exchange, and the limits. Not here: frames (`amqp`), offsets (`log`).
 
 pub mod arguments;
+#[cfg(test)]
+mod backlog_tests;
 pub mod dead_letter;
 pub mod deliver;
 pub mod exchange;
