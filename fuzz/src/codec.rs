@@ -9,7 +9,7 @@ use tributary_shared::{
     mqtt::{
         Packet, Reader, Version,
         packet::Publish,
-        write::{Encoded, Head, Output, PROTOCOL_MAXIMUM, publish, write, write_limited},
+        write::{Alias, Encoded, Head, Output, PROTOCOL_MAXIMUM, publish, write, write_limited},
     },
 };
 
@@ -148,6 +148,7 @@ fn shared(sent: &Publish, version: Version, written: &[u8]) {
         packet_id: sent.packet_id,
         subscription_ids: &sent.subscription_ids,
         expiry_s: sent.properties.message_expiry,
+        alias: Alias::None,
     };
     let mut output = Output::default();
     publish(&message, &head, version, PROTOCOL_MAXIMUM, &mut output).expect("no limit");

@@ -12,7 +12,7 @@ use tributary_shared::{
     mqtt::{
         Packet, Qos, Reason, Version,
         packet::{Ack, Connect},
-        write::{self, Head, Output, write, write_limited},
+        write::{self, Alias, Head, Output, PROTOCOL_MAXIMUM, write, write_limited},
     },
     session::event::Peer,
 };
@@ -151,7 +151,7 @@ impl World {
         }
         self.incomparable |= connect.will.is_some() && connect.session_expiry.unwrap_or(0) == 0;
         self.links.insert(at, Link::new(connection, &connect));
-        let peer = Peer { principal: None, address: None };
+        let peer = Peer { principal: None, address: None, proof: None };
         self.event(Event::Connect { connection, connect: Box::new(connect), peer });
     }
 
@@ -263,7 +263,9 @@ impl World {
     /// end with their connection (a crash is not their client's end), shared subscriptions (which member gets a
     /// message depends on the order in which they went), and rights that changed.
     pub(super) fn compare_with_a_restart(mut self) {
-        if self.incomparable {
+        // What is too large for a client counts as delivered; on its next connection it may not be too large.
+        let picky = self.links.values().any(|link| link.maximum < PROTOCOL_MAXIMUM);
+        if self.incomparable || picky {
             return;
         }
         let store = self.store.clone();
@@ -283,7 +285,7 @@ impl World {
         }
         let retained = |world: &Self| {
             let one = world.store.retained.iter();
-            one.map(|(topic, one)| (topic.clone(), one.payload.clone())).collect::<Vec<_>>()
+            one.map(|(topic, one)| (topic.clone(), one.0.payload.clone())).collect::<Vec<_>>()
         };
         assert_eq!(retained(&self), retained(&other));
         assert_eq!(self.state.stats().sessions, other.state.stats().sessions);
@@ -322,6 +324,7 @@ fn encode(delivery: &Delivery, version: Version, maximum: usize) -> Option<Vec<u
         packet_id: delivery.packet_id,
         subscription_ids: &delivery.subscription_ids,
         expiry_s: delivery.expiry_s,
+        alias: Alias::None,
     };
     let mut output = Output::default();
     write::publish(&delivery.message, &head, version, maximum, &mut output).ok()?;
