@@ -160,9 +160,8 @@ fn a_session_belongs_to_the_principal_that_made_it() {
     w.expect(owner, &["CONNACK 00 present"]);
 }
 
-// [MQTT-3.1.0-2] [MQTT-3.2.0-2] [MQTT-4.12.0-1] [MQTT-4.12.0-7]
-// [MQTT-3.1.0-2] [MQTT-4.12.0-1]
 // [MQTT311-3.1.0-2] [MQTT311-4.8.0-1]
+// [MQTT-3.1.0-2] [MQTT-3.2.0-2] [MQTT-4.12.0-1] [MQTT-4.12.0-7]
 #[test]
 fn what_a_client_may_not_send_ends_its_connection() {
     let auth = Auth {
@@ -243,8 +242,8 @@ fn one_session_too_many_is_refused() {
     w.join(v5_kept("a"));
 }
 
-// [MQTT-4.13.1-1] [MQTT-4.13.2-1]
 // [MQTT311-4.8.0-1]
+// [MQTT-4.13.1-1] [MQTT-4.13.2-1]
 #[test]
 fn a_fault_found_by_the_host_is_told_to_version_5() {
     let mut w = world();
