@@ -14,6 +14,12 @@ use tributary_shared::mqtt::{
 };
 use tributary_tests::{Device, Edge, device::connect_packet, http_get};
 
+/// Why a test did not run, for whoever reads the output.
+#[expect(clippy::print_stdout, reason = "a skipped test says so")]
+fn say(text: &str) {
+    println!("{text}");
+}
+
 /// A small file system of its own, where that is allowed.
 struct Small(PathBuf);
 
@@ -60,7 +66,7 @@ fn a_full_disk_refuses_publishers_loses_nothing_and_goes_on_when_there_is_room()
     let folder = tempfile::tempdir().expect("folder");
     let at = folder.path().join("small");
     let Some(small) = Small::mount(&at, "32m") else {
-        println!("SKIP no file system can be mounted here");
+        say("SKIP no file system can be mounted here");
         return;
     };
     let filler = at.join("filler");
@@ -101,7 +107,7 @@ fn a_full_disk_refuses_publishers_loses_nothing_and_goes_on_when_there_is_room()
     }
     // Room.
     std::fs::remove_file(&filler).expect("removed");
-    older.set_timeout(Duration::from_secs(60)).expect("timeout");
+    older.set_timeout(Duration::from_mins(1)).expect("timeout");
     match older.receive().expect("an answer") {
         Packet::PubAck(ack) => assert_eq!(Some(ack.packet_id), packet_id),
         other => panic!("{other:?}"),
@@ -137,7 +143,7 @@ fn a_disk_that_fails_acknowledges_nothing_and_the_store_is_opened_again() {
     let strace = ["-f", "-q", "-e", "trace=fdatasync", "-e", inject, "-p", &pid];
     let tracer = Command::new("strace").args(strace).stderr(Stdio::piped()).spawn();
     let Ok(mut tracer) = tracer else {
-        println!("SKIP strace is not installed");
+        say("SKIP strace is not installed");
         return;
     };
     // Its first line about a call says that it is attached.
@@ -155,7 +161,7 @@ fn a_disk_that_fails_acknowledges_nothing_and_the_store_is_opened_again() {
             break;
         }
         if tracer.try_wait().expect("strace").is_some() || Instant::now() > deadline {
-            println!("SKIP strace may not look at processes here");
+            say("SKIP strace may not look at processes here");
             let _ = tracer.kill();
             return;
         }

@@ -186,6 +186,8 @@ fn load(
     let marks = lanes.iter().map(|lane| (lane_start(lane.info.number), lane.acked_id));
     let mut queues = Queues::load(&db, marks)?;
     queues.entries = restored.sessions.iter().map(|session| session.queue.messages).sum();
+    status.queue_bytes.set(queues.bytes());
+    status.queue_entries.set(queues.entries);
     let state = State {
         edge_id: plan.edge_id.clone().into(),
         settings: Arc::new(plan.settings.clone()),

@@ -431,6 +431,56 @@ async fn a_damaged_file_is_put_aside_and_what_can_be_read_is_kept() {
 }
 
 #[tokio::test]
+async fn salvage_leaves_out_what_belongs_to_no_session() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Harness::open(&plan(dir.path()));
+    let options = tributary_shared::mqtt::packet::SubscriptionOptions {
+        qos: Qos::AtLeastOnce,
+        no_local: false,
+        retain_as_published: false,
+        retain_handling: 0,
+    };
+    let mut changes = Vec::new();
+    for id in 1..=2 {
+        let session_id = SessionId(id);
+        changes.push(Change::SessionSaved(Box::new(session(id))));
+        changes.push(Change::Subscribed(SavedSubscription {
+            session: session_id,
+            filter: "a".into(),
+            options,
+            subscription_id: None,
+        }));
+        let packet_id = PacketId::new(7).unwrap();
+        changes.push(Change::Received { session: session_id, packet_id });
+    }
+    store.apply(changes).await;
+    store.apply(vec![publish("local", "both", vec![queued(1, 1), queued(2, 1)])]).await;
+    store.apply(vec![publish("local", "orphan", vec![queued(2, 2)])]).await;
+    store.apply(vec![publish("up/a", "for the cloud", vec![queued(2, 3)])]).await;
+    store.stop().await;
+    // As if the page with the session's row were damaged.
+    let old = dir.path().join("edge.db");
+    let db = rusqlite::Connection::open(&old).unwrap();
+    db.execute("DELETE FROM session WHERE id = 2", []).unwrap();
+    drop(db);
+    let to = tempfile::tempdir().unwrap();
+    let fresh = rusqlite::Connection::open(to.path().join("edge.db")).unwrap();
+    migrate::migrate(&fresh).unwrap();
+    salvage::salvage(&old, &fresh);
+    let count = |sql: &str| fresh.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+    for table in ["session", "subscription", "received", "queue", "needed"] {
+        assert_eq!(count(&format!("SELECT count(*) FROM {table}")), 1, "{table}");
+    }
+    assert_eq!(count("SELECT count(*) FROM batch WHERE id < (1 << 48)"), 1, "the orphan's body");
+    assert_eq!(count("SELECT count(*) FROM batch WHERE id > (1 << 48)"), 1, "the cloud's");
+    drop(fresh);
+    let again = Harness::open(&plan(to.path()));
+    assert_eq!(everything(&again, 1).await, [(1, Some("both".to_owned()))]);
+    assert_eq!(payloads(&again.rows().await).len(), 1);
+    again.stop().await;
+}
+
+#[tokio::test]
 async fn a_file_that_is_no_database_does_not_keep_the_edge_from_starting() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("edge.db"), [0x5A; 9000]).unwrap();

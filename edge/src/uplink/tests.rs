@@ -46,6 +46,8 @@ enum Act {
     Silent,
     /// Not durable, answered with this code.
     Say(u8),
+    /// As the rule says, after so many ms.
+    Late(u64),
 }
 
 #[derive(Default)]
@@ -117,6 +119,9 @@ async fn serve(
                         };
                         if what == Act::CutAfter {
                             break 'connection;
+                        }
+                        if let Act::Late(ms) = what {
+                            sleep(Duration::from_millis(ms)).await;
                         }
                         if what != Act::Silent {
                             write(&Packet::PubAck(answer), Version::V5, &mut output);
@@ -391,6 +396,22 @@ async fn an_answer_that_never_comes_ends_the_connection_not_the_lane() {
     let seen = cloud.seen.lock().unwrap();
     assert_eq!(seen.records, numbers(6));
     assert_eq!(seen.connects.len(), 2);
+}
+
+#[tokio::test]
+async fn a_large_batch_on_a_slow_line_has_the_time_it_takes() {
+    // Three times what an answer may take; at 1 KiB a second the batch alone takes longer.
+    let late = |_: usize, publish: &Publish| {
+        assert!(publish.payload.len() > 2 * 1024, "{}", publish.payload.len());
+        Act::Late(1_000)
+    };
+    let (_dir, cloud, mut edge) = setup(late).await;
+    edge.publish(0, 2000).await;
+    edge.drained().await;
+    edge.stop().await;
+    let seen = cloud.seen.lock().unwrap();
+    assert_eq!(seen.records, numbers(2000));
+    assert_eq!((seen.connects.len(), seen.batches, seen.duplicates), (1, 1, 0));
 }
 
 #[tokio::test]
