@@ -39,7 +39,9 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     };
     let folder = tempfile::tempdir().expect("folder");
-    let edge = Edge::start(folder.path(), "differential", None);
+    // All workers may dial at the same moment.
+    let dials = format!("net.handshakes={}", arguments.workers.max(64));
+    let edge = Edge::start_with(folder.path(), "differential", None, &["--set", &dials]);
     let theirs = Mosquitto::start(&binary, "");
     let seeds = arguments.first..arguments.first + arguments.count;
     let started = Instant::now();

@@ -176,6 +176,9 @@ impl Link {
             }
             Err(malformed) => {
                 self.seen.push(Seen::Fault(malformed.to_string()));
+                let _ = self.stream.shutdown(Shutdown::Write);
+                let mut rest = [0; 4096];
+                while matches!(self.stream.read(&mut rest), Ok(1..)) {}
                 self.end();
             }
         }
