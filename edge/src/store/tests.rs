@@ -890,6 +890,7 @@ async fn an_ended_session_leaves_nothing_on_the_disk() {
         filter: "#".into(),
         options: tributary_shared::mqtt::packet::SubscriptionOptions::default(),
         subscription_id: None,
+        replay: None,
     };
     store
         .apply(vec![
