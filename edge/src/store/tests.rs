@@ -449,6 +449,7 @@ async fn salvage_leaves_out_what_belongs_to_no_session() {
             filter: "a".into(),
             options,
             subscription_id: None,
+            replay: None,
         }));
         let packet_id = PacketId::new(7).unwrap();
         changes.push(Change::Received { session: session_id, packet_id });
