@@ -11,6 +11,9 @@ use crate::mqtt::{
     write::Encoded,
 };
 
+/// Bytes from which a message is kept as it came: half of what a connection reads at once.
+const LARGE: usize = 16 * 1024;
+
 /// One message; shared as `Arc<Message>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
@@ -46,6 +49,28 @@ impl Message {
             + properties.content_type.as_ref().map_or(0, |text| text.len())
             + properties.response_topic.as_ref().map_or(0, |text| text.len())
             + properties.correlation_data.as_ref().map_or(0, Bytes::len)
+    }
+
+    /// The message in memory of its own, for whoever keeps it: as it came it may be a small part of a read, or of an unpacked
+    /// batch, and would keep all of that. A large one stays as it is: it is most of what it is a part of.
+    #[must_use]
+    pub fn unshared(&self) -> Self {
+        let mut message = self.clone();
+        if self.weight() >= LARGE {
+            return message;
+        }
+        let text = |text: &ByteString| ByteString::from(&**text);
+        let data = |data: &Bytes| Bytes::copy_from_slice(data);
+        message.topic = text(&message.topic);
+        message.payload = data(&message.payload);
+        let properties = &mut message.properties;
+        properties.content_type = properties.content_type.as_ref().map(text);
+        properties.response_topic = properties.response_topic.as_ref().map(text);
+        properties.correlation_data = properties.correlation_data.as_ref().map(data);
+        for (name, value) in &mut properties.user_properties {
+            (*name, *value) = (text(name), text(value));
+        }
+        message
     }
 }
 

@@ -41,6 +41,8 @@ impl State {
             self.denied.connects += u64::from(reason == Reason::NOT_AUTHORIZED);
             return;
         }
+        // A copy: as it came it would keep all of the read it came in.
+        connect.client_id = ByteString::from(&*connect.client_id);
         let assigned = connect.client_id.is_empty();
         if assigned {
             connect.client_id = self.assign_client_id();

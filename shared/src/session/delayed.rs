@@ -10,7 +10,6 @@ use std::{
     sync::Arc,
 };
 
-use bytes::Bytes;
 use bytestring::ByteString;
 
 use super::{
@@ -129,7 +128,7 @@ impl State {
         let Some(delay_s) = delay_s.filter(|seconds| *seconds > 0) else {
             return self.accept(Arc::new(message), author, now, out);
         };
-        let (message, number) = (Arc::new(unshared(message)), self.delayed.next);
+        let (message, number) = (Arc::new(message.unshared()), self.delayed.next);
         let delay_ms = u64::from(delay_s) * 1000;
         let due_ms = now.wall_ms.saturating_add(delay_ms as i64);
         out.changes.push(Change::Delayed(SavedDelayed {
@@ -180,23 +179,6 @@ impl State {
         let who = Who { principal, client_id: message.publisher.as_deref().unwrap_or("") };
         may_publish(&self.permissions, who, &message.topic)
     }
-}
-
-/// The message in memory of its own: as it came it may be a small part of a large buffer.
-fn unshared(message: Message) -> Message {
-    let text = |text: &ByteString| ByteString::from(&**text);
-    let data = |data: &Bytes| Bytes::copy_from_slice(data);
-    let mut message = message;
-    message.topic = text(&message.topic);
-    message.payload = data(&message.payload);
-    let properties = &mut message.properties;
-    properties.content_type = properties.content_type.as_ref().map(text);
-    properties.response_topic = properties.response_topic.as_ref().map(text);
-    properties.correlation_data = properties.correlation_data.as_ref().map(data);
-    for (name, value) in &mut properties.user_properties {
-        (*name, *value) = (text(name), text(value));
-    }
-    message
 }
 
 #[cfg(test)]

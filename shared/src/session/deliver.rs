@@ -4,7 +4,7 @@
 //! (`wait`), or a restart could send the message again under another id.
 //! Not here: who gets a message (`fanout`), acknowledgements (`acknowledge`).
 
-use std::sync::Arc;
+use std::{cell::OnceCell, sync::Arc};
 
 use bytestring::ByteString;
 
@@ -28,6 +28,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Offer<'a> {
     pub(super) message: &'a Arc<Message>,
+    /// What all sessions that keep it share: [`Message::unshared`], made when the first needs it.
+    pub(super) kept: &'a OnceCell<Arc<Message>>,
     /// QoS it goes out with.
     pub(super) qos: Qos,
     /// Retain flag it goes out with.
@@ -119,6 +121,7 @@ impl Session {
         }
         let queued = self.stored.then(|| entry.queued(self.id, false));
         if keep {
+            entry.message = offer.kept.get_or_init(|| Arc::new(offer.message.unshared())).clone();
             self.queue.push_waiting(entry);
         } else {
             self.queue.leave_in_store(entry.seq);
@@ -222,7 +225,7 @@ impl Session {
             qos: queued.qos,
             retain: queued.retain,
             subscription_ids: queued.subscription_ids,
-            message,
+            message: Arc::new(message.unshared()),
             packet_id: queued.packet_id,
             group: None,
         });

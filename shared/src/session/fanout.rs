@@ -4,7 +4,7 @@
 //! copy with the highest QoS and all subscription ids (3.3.4); each shared group gives its copy to one member (4.8.2).
 //! Not here: what a session does with it (`deliver`).
 
-use std::sync::Arc;
+use std::{cell::OnceCell, sync::Arc};
 
 use super::{
     Change, Decision, Effect, Fanout, Now, Queued, SessionId, Settings, State,
@@ -84,6 +84,7 @@ impl State {
                 out.changes.push(Change::Retained { topic, message: None, author });
             }
         } else if self.retained.fits(&topic, weight(&message), &self.settings) {
+            let message = Arc::new(message.unshared());
             self.retained.insert(message.clone(), author.clone());
             out.changes.push(Change::Retained { topic, message: Some(message), author });
         } else {
@@ -98,19 +99,20 @@ impl State {
         out: &mut Decision,
     ) -> Vec<Queued> {
         self.match_topic(message);
+        let kept = &OnceCell::new();
         let mut queued = Vec::new();
         let mut targets = std::mem::take(&mut self.scratch.targets);
         for target in targets.drain(..) {
             let Some(session) = self.sessions.get_mut(&target.session) else { continue };
             let Target { qos, retain, subscription_ids, .. } = target;
-            let offer = Offer { message, qos, retain, subscription_ids, group: None };
+            let offer = Offer { message, kept, qos, retain, subscription_ids, group: None };
             queued.extend(session.offer(offer, &self.settings, now, out));
         }
         self.scratch.targets = targets;
         let mut groups = std::mem::take(&mut self.scratch.groups);
         for (node, index) in groups.drain(..) {
             let Some(group) = self.routes.group_at(node, index) else { continue };
-            let turn = Turn { message, but: None, least: Fit::Over };
+            let turn = Turn { message, kept, but: None, least: Fit::Over };
             if let Given::To(Some(entry)) =
                 turn.give(group, &mut self.sessions, &self.settings, now, out)
             {
@@ -172,7 +174,7 @@ impl State {
         out: &mut Decision,
     ) -> Given {
         let Some(group) = self.routes.group(filter) else { return Given::Nobody };
-        let turn = Turn { message, but: Some(from), least };
+        let turn = Turn { message, kept: &OnceCell::new(), but: Some(from), least };
         turn.give(group, &mut self.sessions, &self.settings, now, out)
     }
 }
@@ -189,6 +191,7 @@ pub(super) enum Given {
 /// A message to be given to one member of a shared group.
 struct Turn<'a> {
     message: &'a Arc<Message>,
+    kept: &'a OnceCell<Arc<Message>>,
     /// Passed over.
     but: Option<SessionId>,
     least: Fit,
@@ -215,6 +218,7 @@ impl Turn<'_> {
         let Some(session) = sessions.get_mut(&member.session) else { return Given::Nobody };
         let offer = Offer {
             message,
+            kept: self.kept,
             qos: member.options.qos.min(message.qos),
             retain: message.retain && member.options.retain_as_published,
             subscription_ids: member.id.map_or_else(Vec::new, |id| vec![id]),

@@ -183,7 +183,8 @@ fn resolve_alias(link: &mut Connection, publish: &mut Publish, maximum: u16) -> 
     if publish.topic.is_empty() {
         publish.topic = link.aliases.get(&alias).ok_or(Reason::PROTOCOL_ERROR)?.clone();
     } else {
-        link.aliases.insert(alias, publish.topic.clone());
+        // A copy: as it came it would keep all of the read it came in.
+        link.aliases.insert(alias, ByteString::from(&*publish.topic));
     }
     Ok(())
 }

@@ -3,6 +3,8 @@
 //! A step follows SUBACK, the next ones the tick, and acknowledgements where the queue was full. How far a stored session
 //! has come is stored with what the step gave it. Not here: finding them (`retained`).
 
+use std::cell::OnceCell;
+
 use super::{
     Change, Decision, Now, SessionId, State,
     action::{Author, SavedSubscription},
@@ -94,6 +96,7 @@ impl State {
         let Some(session) = self.sessions.get_mut(&id) else { return false };
         let offer = Offer {
             message,
+            kept: &OnceCell::from(message.clone()),
             qos: replay.options.qos.min(message.qos),
             retain: true, // MQTT-3.3.1-8
             subscription_ids: replay.id.into_iter().collect(),

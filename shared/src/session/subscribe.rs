@@ -69,7 +69,8 @@ impl State {
     ) -> Result<Qos, Reason> {
         let settings = &self.settings;
         let Some(session) = self.sessions.get_mut(&id) else { return Err(Reason::UNSPECIFIED) };
-        let filter = one.filter;
+        // A copy: as it came it would keep all of the read it came in.
+        let filter = ByteString::from(&*one.filter);
         let parsed = Subscribed::parse(&filter).map_err(|_| Reason::TOPIC_FILTER_INVALID)?;
         let new = !session.subscriptions.contains(&filter);
         if (new && session.subscriptions.len() >= settings.subscriptions)

@@ -8,6 +8,7 @@ mod forwarding;
 mod holes;
 mod legal;
 mod limits;
+mod memory;
 mod model;
 mod own;
 mod retained;
