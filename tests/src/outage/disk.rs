@@ -1,6 +1,6 @@
 //! A disk of its own whose power can be cut: ext4 on a loop device.
 //!
-//! [`Disk::cut`] is `EXT4_IOC_SHUTDOWN` without a flush of the journal: what was not synced is gone, and nothing reaches the
+//! [`Fuse::cut`] is `EXT4_IOC_SHUTDOWN` without a flush of the journal: what was not synced is gone, and nothing reaches the
 //! disk from then on. Needs root and loop devices; who cannot have them gets a reason, not a failure.
 //! Not here: disks that lie about their syncs (`lying_library` is close), torn blocks.
 

@@ -43,6 +43,7 @@ pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// The load.
 #[derive(Debug, Clone, Parser)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 #[command(name = "mqtt-bench", about = "MQTT load generator; prints one JSON line")]
 struct Load {
     /// The broker.
