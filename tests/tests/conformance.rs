@@ -164,7 +164,9 @@ fn every_statement_of_mqtt_3_1_1_has_its_tests() {
 fn the_tests_that_keep_known_holes_shut_exist() {
     let table = reference("known-holes.md");
     let functions = functions();
-    let named = quoted(&table);
+    // Settings and files have a dot.
+    let mut named = quoted(&table);
+    named.retain(|name| !name.contains('.'));
     assert!(named.len() > 20);
     let missing: Vec<_> = named.iter().filter(|name| !functions.contains_key(**name)).collect();
     assert!(missing.is_empty(), "{missing:?}");

@@ -505,7 +505,7 @@ fn check_says_what_would_be_open_to_whom() {
     let (good, text) = check(&[]);
     assert!(good, "{text}");
     for part in [
-        "(listeners[0]): TLS, for this machine only.\n  Clients show a name and password.\n  Its certificate ends in",
+        "(listeners[0]): TLS, for this machine only.\n  Clients show a name and password, or a name and proof of a password (SCRAM-SHA-256).\n  Its certificate ends in",
         "(listeners[1]): TLS, for this machine only.\n  Clients show a client certificate.",
         "(listeners[3]): WebSocket over TLS,",
         "2 names with passwords",
