@@ -100,14 +100,18 @@ impl Room {
         if self.look_in().is_none_or(|wait| !wait.is_zero()) {
             return Ok(false);
         }
-        if !self.has_room(db)? {
+        let kept = self.pages - self.pages / RESERVE;
+        let found = self.has_room(db).and_then(|has| {
+            if has { set(db, kept, self.checkpoint_pages).map(|()| true) } else { Ok(false) }
+        });
+        if !matches!(found, Ok(true)) {
+            // Also after an error, or the writer would look again at once, for ever.
             self.wait = (self.wait * 2).min(LAST_LOOK);
             self.full = Some(Instant::now());
-            return Ok(false);
+            return found;
         }
         self.full = None;
         self.wait = FIRST_LOOK;
-        set(db, self.pages - self.pages / RESERVE, self.checkpoint_pages)?;
         status.disk_full.store(false, Relaxed);
         tracing::warn!("there is room on the disk again: publishers are let in");
         Ok(true)
@@ -157,4 +161,25 @@ fn make_ballast(path: &Path, bytes: u64) -> io::Result<()> {
 
 fn shorten(path: &Path, bytes: u64) -> io::Result<()> {
     OpenOptions::new().write(true).open(path)?.set_len(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_that_fails_is_not_repeated_at_once_and_lets_nobody_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("broken");
+        fs::write(&file, [7; 8192]).unwrap();
+        let db = Connection::open(&file).unwrap();
+        let status = Status::default();
+        status.disk_full.store(true, Relaxed);
+        let mut room = Room::new(dir.path().join("ballast"), 0, 1 << 20, 1000);
+        room.full = Instant::now().checked_sub(FIRST_LOOK);
+        assert!(room.look(&db, &status).is_err());
+        assert!(room.is_full() && status.disk_full.load(Relaxed));
+        assert_eq!(room.wait, 2 * FIRST_LOOK);
+        assert!(room.look_in().is_some_and(|wait| wait > FIRST_LOOK));
+    }
 }
