@@ -57,6 +57,11 @@ impl State {
         self.lanes.iter_mut().find(|lane| lane.info.number == number)
     }
 
+    /// The row is a lane's, and the cloud has not confirmed it.
+    fn waits(&mut self, batch: u64) -> bool {
+        self.lane((batch >> 48) as u16).is_some_and(|lane| batch > lane.acked_id)
+    }
+
     fn lane_of(&mut self, topic: &str) -> Option<&mut LaneState> {
         self.lanes
             .iter_mut()
@@ -196,12 +201,18 @@ impl<'a> Group<'a> {
             self.needed.more(batch, entry.session, entry.seq);
         }
         self.state.queues.entries += queued.len() as u64;
+        if self.state.waits(batch) {
+            self.state.queues.waiting += queued.len() as u64;
+        }
         Ok(())
     }
 
     fn done(&mut self, batch: u64, session: SessionId, n: i64) {
         self.needed.less(batch, session, n);
         self.state.queues.entries = self.state.queues.entries.saturating_sub(n as u64);
+        if self.state.waits(batch) {
+            self.state.queues.left(n as u64);
+        }
     }
 
     /// Puts a message into its lane's batch, or into the local one when only queues need it.
@@ -324,8 +335,7 @@ impl<'a> Group<'a> {
 
     /// No queue needs the batch any more: it goes, unless it waits to be sent.
     fn unneeded(&mut self, batch: u64) -> Result<(), Error> {
-        let lane = (batch >> 48) as u16;
-        if self.state.lane(lane).is_some_and(|lane| batch > lane.acked_id) {
+        if self.state.waits(batch) {
             // Releases before the second version of the schema kept the body of a gap here.
             self.db
                 .prepare_cached(

@@ -107,6 +107,14 @@ pub(super) fn is_needed(db: &Connection, batch: u64) -> Result<bool, Error> {
     Ok(db.prepare_cached("SELECT 1 FROM needed WHERE batch = ?1")?.exists([batch as i64])?)
 }
 
+/// Queue entries that need batches of these ids.
+pub(super) fn count(db: &Connection, from: u64, upto: u64) -> Result<u64, Error> {
+    let found = db
+        .prepare_cached("SELECT coalesce(sum(n), 0) FROM needed WHERE batch >= ?1 AND batch <= ?2")?
+        .query_row([from as i64, upto as i64], |row| unsigned(row, 0))?;
+    Ok(found)
+}
+
 /// A session that needs a batch.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reader {

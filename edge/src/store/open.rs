@@ -5,6 +5,7 @@
 //! Change here: pragmas, files. Not here: tables (`migrate`).
 
 use std::{
+    collections::VecDeque,
     fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
     io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
@@ -134,7 +135,9 @@ fn start(
     let room = Room::new(ballast, settings.ballast_bytes, max_bytes(plan), pages);
     room.prepare(&db)?;
     state.status.disk_full.store(false, Relaxed);
-    let writer = Writer { db, state, commands: inbox, progress, trimmed: shared, room, lock };
+    let pending = VecDeque::new();
+    let writer =
+        Writer { db, state, commands: inbox, pending, progress, trimmed: shared, room, lock };
     let thread = |cause| Error::Folder { path: plan.dir.clone(), cause: Arc::new(cause) };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(thread)?;

@@ -52,12 +52,23 @@ pub(super) struct Queues {
     pub(super) packed: u64,
     /// Queue entries.
     pub(super) entries: u64,
+    /// Those of them whose body waits for the cloud in its lane's row: dropping them would free nothing.
+    pub(super) waiting: u64,
 }
 
 impl Queues {
     /// What counts against the budget.
     pub(super) fn bytes(&self) -> u64 {
-        self.loose + self.packed + self.entries * ENTRY_BYTES
+        self.bodies() + self.entries.saturating_sub(self.waiting) * ENTRY_BYTES
+    }
+
+    fn bodies(&self) -> u64 {
+        self.loose + self.packed
+    }
+
+    /// Entries of rows wait for the cloud no more, or are in other rows now.
+    pub(super) fn left(&mut self, entries: u64) {
+        self.waiting = self.waiting.saturating_sub(entries);
     }
 
     /// A row that only queues needed was deleted.
@@ -82,6 +93,7 @@ impl Queues {
         queues.loose = sum(0, PACKED - 1)?;
         for (start, acked) in marks {
             queues.loose += sum(start, acked)?;
+            queues.waiting += needed::count(db, acked + 1, start | (lane_start(1) - 1))?;
         }
         Ok(queues)
     }
@@ -113,7 +125,13 @@ impl Trimmings {
 
 /// There is work that need not wait for a commit.
 pub(super) fn is_due(state: &State) -> bool {
-    state.queues.loose > loose_max(state) || state.queues.bytes() > state.settings.queue_bytes
+    !state.full && state.queues.loose > loose_max(state) || is_over(state, 0)
+}
+
+/// Over the budget, and there is something that can go.
+fn is_over(state: &State, pending: u64) -> bool {
+    let queues = &state.queues;
+    queues.bodies() + pending > 0 && queues.bytes() + pending > state.settings.queue_bytes
 }
 
 fn loose_max(state: &State) -> u64 {
@@ -131,7 +149,8 @@ pub(super) fn settle(
     let step = STEP.max(state.queues.loose.saturating_sub(before).saturating_mul(2));
     let excess = state.queues.loose.saturating_sub(loose_max(state));
     let mut packer = Packer::default();
-    while packer.work < excess.min(step) {
+    // Packing takes room before it gives some back.
+    while !state.full && packer.work < excess.min(step) {
         let Some(id) = oldest_loose(db, state)? else {
             state.queues.loose = 0;
             break;
@@ -139,12 +158,12 @@ pub(super) fn settle(
         packer.take(db, state, id)?;
     }
     let mut dropped = 0;
-    while state.queues.bytes() + packer.pending() > state.settings.queue_bytes {
+    while is_over(state, packer.pending()) {
         let Some(id) = oldest_packed(db, state)? else {
-            state.queues = Queues::default();
+            (state.queues.loose, state.queues.packed) = (0, 0);
             break;
         };
-        if packer.work < 2 * step && is_sparse(db, id)? {
+        if !state.full && packer.work < 2 * step && is_sparse(db, id)? {
             packer.take(db, state, id)?;
         } else {
             dropped += drop_row(db, state, id, trimmed)?;
@@ -159,6 +178,7 @@ pub(super) fn rescue(db: &Connection, state: &mut State, id: u64) -> Result<(), 
     if !needed::is_needed(db, id)? {
         return Ok(());
     }
+    state.queues.left(needed::count(db, id, id)?);
     let mut packer = Packer { loose: true, ..Packer::default() };
     packer.copy(db, state, id)?;
     packer.finish(db, state)

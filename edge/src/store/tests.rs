@@ -726,6 +726,78 @@ async fn a_commit_that_finds_no_room_waits_for_it() {
 }
 
 #[tokio::test]
+async fn a_group_that_waits_for_room_gets_it_from_what_the_cloud_confirms() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut plan = plan(dir.path());
+    plan.settings.max_bytes = 1 << 20;
+    let mut store = Harness::open(&plan);
+    let mut random = Random(5);
+    let mut noise =
+        || -> String { (0..200_000).map(|_| (b' ' + random.below(90) as u8) as char).collect() };
+    for _ in 0..3 {
+        store.apply(vec![publish("up/a", &noise(), vec![])]).await;
+    }
+    let rows = store.rows().await;
+    let more = (0..3).map(|_| publish("up/a", &noise(), vec![])).collect();
+    let ticket = store.opened.journal.apply(more).await.unwrap();
+    let mut progress = store.opened.store.progress();
+    while !store.status.disk_full.load(std::sync::atomic::Ordering::Relaxed) {
+        tokio::task::yield_now().await;
+    }
+    assert!(progress.borrow_and_update().committed < ticket);
+    let behind = store.opened.journal.apply(vec![publish("up/a", "behind", vec![])]).await.unwrap();
+    let upto = &rows[1];
+    store.opened.store.acked(1, Mark { id: upto.id, end: upto.end() }).await.unwrap();
+    progress.wait_for(|progress| progress.committed >= behind).await.unwrap();
+    assert!(progress.borrow().failed.is_none());
+    assert_eq!(store.status.lane("normal").synced.get(), 2);
+    let left = payloads(&store.rows().await);
+    assert_eq!(left.len(), 5, "one is left, three waited, one came behind them");
+    assert_eq!(left.last().unwrap().0, "behind");
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn what_waits_for_the_cloud_does_not_cost_local_queues_their_messages() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut plan = plan(dir.path());
+    plan.settings.queue_bytes = 65_536;
+    let mut store = Harness::open(&plan);
+    store.apply(vec![publish("local", "mine", vec![queued(1, 1)])]).await;
+    // More entries than the budget has room for, of rows that no drop could free.
+    for group in 0..20_u64 {
+        let entry = |i| publish("up/a", "x", vec![queued(2, group * 100 + i + 1)]);
+        store.apply((0..100).map(entry).collect()).await;
+    }
+    store
+        .apply((1..=100).map(|seq| Change::Dequeued { session: SessionId(2), seq }).collect())
+        .await;
+    assert_eq!(store.status.drops(), BTreeMap::new());
+    assert_eq!(everything(&store, 1).await, [(1, Some("mine".to_owned()))]);
+    assert_eq!(store.status.queue_entries.get(), 1901);
+    let bytes = store.status.queue_bytes.get();
+    assert!(bytes < 1000, "{bytes}");
+    // Once the cloud has them they count.
+    let rows = store.rows().await;
+    let upto = &rows[9];
+    store.opened.store.acked(1, Mark { id: upto.id, end: upto.end() }).await.unwrap();
+    let mut progress = store.opened.store.progress();
+    while store.status.queue_bytes.get() < 900 * 48 {
+        progress.changed().await.unwrap();
+    }
+    assert_eq!(store.status.drops(), BTreeMap::new());
+    let last = rows.last().unwrap();
+    store.opened.store.acked(1, Mark { id: last.id, end: last.end() }).await.unwrap();
+    while store.status.drops().is_empty() {
+        progress.changed().await.unwrap();
+    }
+    assert!(store.status.queue_bytes.get() <= 65_536, "{}", store.status.queue_bytes.get());
+    let dropped = store.status.drops()["queues_full"];
+    assert_eq!(store.status.queue_entries.get(), 1901 - dropped);
+    store.stop().await;
+}
+
+#[tokio::test]
 async fn a_merge_beside_new_rows_moves_no_message_that_a_queue_points_at() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Harness::open(&plan(dir.path()));

@@ -5,14 +5,15 @@
 //! idle: at once                          busy: up to `commit_window_ms` for as many again
 //! ```
 //! A commit that fails is undone in memory too. A full disk: what was kept free for it is used (`room`), once more, and
-//! then again until there is room. Anything else: nothing is acknowledged any more, the thread ends, `app` opens the store anew (a failed fsync leaves a page
+//! then again until there is room, which what the cloud confirms meanwhile may make. Anything else: nothing is acknowledged any more, the thread ends, `app` opens the store anew (a failed fsync leaves a page
 //! cache that cannot be trusted).
 //!
 //! Change here: when a commit happens. Not here: what is in it (`group`).
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fs::File,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -23,9 +24,10 @@ use tokio::{
 };
 
 use super::{
-    Command, Error, Mark, Progress,
+    COMMANDS, Command, Error, Mark, Progress,
     group::{Group, State},
-    merge,
+    merge, needed,
+    outbound::LaneInfo,
     queues::{self, Trimmings},
     room::Room,
 };
@@ -50,6 +52,8 @@ pub(super) struct Writer {
     pub(super) db: Connection,
     pub(super) state: State,
     pub(super) commands: mpsc::Receiver<Command>,
+    /// Came while a group waited for room.
+    pub(super) pending: VecDeque<Command>,
     pub(super) progress: watch::Sender<Progress>,
     pub(super) trimmed: Trimmings,
     pub(super) room: Room,
@@ -59,6 +63,9 @@ pub(super) struct Writer {
 
 /// Why and how many.
 type Dropped = Vec<(&'static str, u64)>;
+
+/// Messages that the cloud has confirmed.
+type Synced = Vec<(Arc<LaneInfo>, u64)>;
 
 /// Marks that wait for a commit to ride on.
 #[derive(Default)]
@@ -101,7 +108,7 @@ impl Writer {
             }
             last = changes(&group);
             if (!group.is_empty() || marks.due() || queues::is_due(&self.state))
-                && let Err(error) = self.commit(group, marks.take_if_due()).await
+                && let Err(error) = self.commit(group, &mut marks).await
             {
                 tracing::error!(%error, "the store cannot commit; nothing is acknowledged any more");
                 self.progress.send_modify(|progress| progress.failed = Some(error));
@@ -132,8 +139,8 @@ impl Writer {
         });
         let chore = queues::is_due(&self.state).then_some(CHORE_AFTER);
         let first = match mark.into_iter().chain(chore).chain(self.room.look_in()).min() {
-            None => self.commands.recv().await,
-            Some(wait) => match time::timeout(wait, self.commands.recv()).await {
+            None => self.next().await,
+            Some(wait) => match time::timeout(wait, self.next()).await {
                 Ok(first) => first,
                 Err(_) => return None,
             },
@@ -151,13 +158,13 @@ impl Writer {
                 size += changes.len();
             }
             group.push(command);
-            next = match self.commands.try_recv() {
-                Ok(command) => Some(command),
+            next = match self.waiting() {
+                Some(command) => Some(command),
                 // Publishers whose acknowledgements went out with the last commit are about to send as many again.
-                Err(_) if last >= BUSY && size < last / 2 && size > 0 => {
-                    time::timeout_at(until, self.commands.recv()).await.ok().flatten()
+                None if last >= BUSY && size < last / 2 && size > 0 => {
+                    time::timeout_at(until, self.next()).await.ok().flatten()
                 }
-                Err(_) => None,
+                None => None,
             };
             if let Some(Command::Stop { reply }) = next {
                 return Some(Some(reply));
@@ -166,28 +173,42 @@ impl Writer {
         None
     }
 
+    async fn next(&mut self) -> Option<Command> {
+        match self.pending.pop_front() {
+            Some(command) => Some(command),
+            None => self.commands.recv().await,
+        }
+    }
+
+    fn waiting(&mut self) -> Option<Command> {
+        self.pending.pop_front().or_else(|| self.commands.try_recv().ok())
+    }
+
     /// One transaction, durable when this returns.
-    async fn commit(&mut self, group: Vec<Command>, marks: Vec<(u16, Mark)>) -> Result<(), Error> {
+    async fn commit(&mut self, group: Vec<Command>, marks: &mut Marks) -> Result<(), Error> {
         let began = Instant::now();
+        let mut due = marks.take_if_due();
         let mut before = self.state.clone();
         let (answers, dropped) = loop {
-            match self.try_commit(&group, &marks) {
+            let error = match self.try_commit(&group, &due) {
                 Ok(done) => break done,
-                Err(error) => {
-                    self.state = before.clone();
-                    if !self.db.is_autocommit() {
-                        self.db.execute_batch("ROLLBACK")?;
-                    }
-                    if !error.is_full() {
-                        return Err(error);
-                    }
-                    before.full = true;
-                    self.state.full = true;
-                    if !self.room.use_reserve(&self.db, &before.status)? {
-                        tracing::error!(%error, "no room at all: waiting for it");
-                        time::sleep(FULL_WAIT).await;
-                    }
+                Err(error) => error,
+            };
+            before.full = true;
+            self.undo(&before, &error)?;
+            if self.room.use_reserve(&self.db, &before.status)? {
+                continue;
+            }
+            tracing::error!(%error, "no room at all: waiting for it");
+            time::sleep(FULL_WAIT).await;
+            self.look_for_marks(marks);
+            due.extend(marks.waiting.drain());
+            match self.trim(&due) {
+                Ok(()) => {
+                    due.clear();
+                    before = self.state.clone();
                 }
+                Err(error) => self.undo(&before, &error)?,
             }
         };
         for (why, n) in dropped {
@@ -225,6 +246,42 @@ impl Writer {
         Ok(())
     }
 
+    /// Takes back what found no room; hands on any other error.
+    fn undo(&mut self, before: &State, error: &Error) -> Result<(), Error> {
+        self.state = before.clone();
+        if !self.db.is_autocommit() {
+            self.db.execute_batch("ROLLBACK")?;
+        }
+        if error.is_full() { Ok(()) } else { Err(error.clone()) }
+    }
+
+    /// What the cloud confirms makes room, also for a group that waits for it: it is not to wait behind that group.
+    fn look_for_marks(&mut self, marks: &mut Marks) {
+        // The broker and the lanes have no more than so many under way.
+        while self.pending.len() < COMMANDS
+            && let Ok(command) = self.commands.try_recv()
+        {
+            match command {
+                Command::Acked { lane, mark } => {
+                    marks.waiting.insert(lane, mark);
+                }
+                other => self.pending.push_back(other),
+            }
+        }
+    }
+
+    /// Deletes what the cloud has confirmed, and nothing else.
+    fn trim(&mut self, marks: &[(u16, Mark)]) -> Result<(), Error> {
+        if marks.is_empty() {
+            return Ok(());
+        }
+        self.db.execute_batch("BEGIN IMMEDIATE")?;
+        let synced = apply_marks(&self.db, &mut self.state, marks)?;
+        self.db.execute_batch("COMMIT")?;
+        count(synced);
+        Ok(())
+    }
+
     /// Answers how many rows each merge made one, last first, and what was dropped.
     fn try_commit(
         &mut self,
@@ -241,6 +298,8 @@ impl Writer {
                 merged.push(merge::merge(work.db, work.state, *lane, *after)?);
             }
         }
+        // Also before: who needs which row is counted from what is written.
+        let synced = apply_marks(work.db, work.state, marks)?;
         for command in group {
             match command {
                 Command::Apply { changes, .. } => {
@@ -255,22 +314,12 @@ impl Writer {
                 Command::Merge { .. } | Command::Acked { .. } | Command::Stop { .. } => {}
             }
         }
-        let mut synced = Vec::new();
-        for (number, mark) in marks {
-            if let Some(lane) = work.state.lane(*number) {
-                let (n, kept) = lane.apply_mark(work.db, *mark)?;
-                synced.push((lane.info.clone(), n));
-                work.state.queues.loose += kept;
-            }
-        }
         work.finish()?;
         let dropped = std::mem::take(&mut work.dropped);
         let trimmed = std::mem::take(&mut work.trimmed);
         self.db.execute_batch("COMMIT")?;
         self.trimmed.add(trimmed);
-        for (lane, n) in synced {
-            lane.status.synced.add(n);
-        }
+        count(synced);
         merged.reverse();
         Ok((merged, dropped))
     }
@@ -295,6 +344,27 @@ impl Writer {
             tracing::warn!(%error, "the store did not close cleanly");
         }
         drop(lock);
+    }
+}
+
+fn apply_marks(db: &Connection, state: &mut State, marks: &[(u16, Mark)]) -> Result<Synced, Error> {
+    let mut synced = Vec::new();
+    for (number, mark) in marks {
+        if let Some(lane) = state.lane(*number) {
+            let from = lane.acked_id + 1;
+            let (n, kept) = lane.apply_mark(db, *mark)?;
+            let left = needed::count(db, from, lane.acked_id)?;
+            synced.push((lane.info.clone(), n));
+            state.queues.loose += kept;
+            state.queues.left(left);
+        }
+    }
+    Ok(synced)
+}
+
+fn count(synced: Synced) {
+    for (lane, n) in synced {
+        lane.status.synced.add(n);
     }
 }
 
