@@ -304,7 +304,7 @@ impl Broker {
 
     /// A full lane or disk refuses before anything is decided.
     fn verdict(&mut self, connection: ConnectionId, publish: &Publish) -> Verdict {
-        let full = self.status.disk_full.load(Relaxed) && publish.packet_id.is_some();
+        let full = self.status.disk_full.load(Relaxed) && self.needs_room(connection, publish);
         let why = if full {
             "disk_full"
         } else if !self.refusing.is_empty() && self.is_refused(connection, publish) {
@@ -315,13 +315,20 @@ impl Broker {
             return Verdict::Take;
         };
         let version = self.clients.get(&connection).map(|client| client.version);
-        if version != Some(Version::V5) {
+        if version != Some(Version::V5) && publish.packet_id.is_some() {
             return Verdict::Hold;
         }
         self.status.messages_in.add(1);
         self.status.payload_in.add(publish.payload.len() as u64);
         self.status.dropped(why, 1);
         Verdict::Refuse
+    }
+
+    /// It would be written. Of QoS 0 only what is retained or delayed is, while the disk is full.
+    fn needs_room(&self, connection: ConnectionId, publish: &Publish) -> bool {
+        publish.packet_id.is_some()
+            || publish.retain && !publish.payload.is_empty()
+            || self.state.destination(connection, publish).is_some_and(|to| to.delayed)
     }
 
     fn is_refused(&self, connection: ConnectionId, publish: &Publish) -> bool {
