@@ -282,6 +282,7 @@ impl Broker {
                         let rest = std::iter::once(Packet::Publish(publish)).chain(packets);
                         self.held.hold(connection, &client.outbox, rest);
                     }
+                    self.decide(Event::Held { connection }, now);
                     return;
                 }
             };

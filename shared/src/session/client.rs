@@ -71,6 +71,8 @@ pub(super) struct Connection {
     pub(super) silence_ms: u64,
     /// Monotonic ms of the last packet.
     pub(super) heard_ms: u64,
+    /// The host does not read from it at the moment.
+    pub(super) held: bool,
     /// When the silence is looked at next.
     pub(super) timer: Option<u64>,
     /// What CONNECT said, capped.

@@ -228,6 +228,7 @@ impl State {
             version: connect.version,
             silence_ms,
             heard_ms: now.mono_ms,
+            held: false,
             timer,
             expiry_s,
             enhanced: connect.authentication_method.is_some(),

@@ -69,6 +69,11 @@ pub enum Event {
         /// Why: 0x80 and above.
         reason: Reason,
     },
+    /// The host does not read from it until it has room: its silence is not its fault. The next packet or refusal ends that.
+    Held {
+        /// Which.
+        connection: ConnectionId,
+    },
     /// A SUBSCRIBE of which the host does not grant every filter (rights). Each is answered by itself; before version 5 all
     /// refusals are 0x80.
     RefusedFilters {

@@ -157,6 +157,11 @@ impl State {
                 self.heard(connection, now);
                 self.publish(connection, *publish, Some(reason), now, out);
             }
+            Event::Held { connection } => {
+                if let Some(link) = self.connections.get_mut(&connection) {
+                    link.held = true;
+                }
+            }
             Event::RefusedFilters { connection, subscribe, refused } => {
                 self.heard(connection, now);
                 self.subscribe(connection, *subscribe, &refused, now, out);
@@ -241,6 +246,7 @@ impl State {
     fn heard(&mut self, connection: ConnectionId, now: Now) {
         if let Some(link) = self.connections.get_mut(&connection) {
             link.heard_ms = now.mono_ms;
+            link.held = false;
         }
     }
 }

@@ -116,7 +116,8 @@ impl State {
     fn listen(&mut self, connection: ConnectionId, now: Now, out: &mut Decision) {
         let Some(link) = self.connections.get_mut(&connection) else { return };
         link.timer = None;
-        let at = link.heard_ms + link.silence_ms;
+        let heard_ms = if link.held { now.mono_ms } else { link.heard_ms };
+        let at = heard_ms + link.silence_ms;
         if at <= now.mono_ms {
             return self.fault(connection, Reason::KEEP_ALIVE_TIMEOUT, now, out);
         }

@@ -6,7 +6,7 @@ use crate::{
         Version,
         packet::{Connect, Disconnect, Packet, Publish, Reason, SubscriptionOptions, Will},
     },
-    session::{Fanout, Settings},
+    session::{Event, Fanout, Settings},
 };
 
 fn options(qos: crate::mqtt::Qos) -> SubscriptionOptions {
@@ -112,6 +112,23 @@ fn one_and_a_half_keep_alives_of_silence_are_as_a_failed_network() {
     let reader = w.join_subscribed(v311("r", true), "w", Q0);
     let client = w.join(Connect { keep_alive: 10, will: Some(will("w", 0)), ..v311("c", true) });
     w.pass(14);
+    w.packet(client, Packet::PingReq);
+    w.pass(14);
+    w.expect(client, &["PINGRESP"]);
+    w.pass(1);
+    w.expect(client, &["closed 8d"]);
+    w.expect(reader, &["w gone q0"]);
+}
+
+// [MQTT311-3.1.2-24]
+#[test]
+fn a_client_that_is_not_read_from_is_not_taken_for_silent() {
+    let mut w = world();
+    let reader = w.join_subscribed(v311("r", true), "w", Q0);
+    let client = w.join(Connect { keep_alive: 10, will: Some(will("w", 0)), ..v311("c", true) });
+    w.event(Event::Held { connection: client });
+    w.pass(1000);
+    w.expect(client, &[]);
     w.packet(client, Packet::PingReq);
     w.pass(14);
     w.expect(client, &["PINGRESP"]);
