@@ -251,7 +251,11 @@ impl Broker {
                 }
             }
             Incoming::Closed(connection, reason) => {
-                self.held.forget(connection);
+                // A goodbye behind what waits is heard all the same: no will then (MQTT-3.14.4-3).
+                let last = self.held.forget(connection).and_then(|mut held| held.pop_back());
+                if let Some(packet @ Packet::Disconnect(_)) = last {
+                    self.decide(Event::Packet { connection, packet }, now);
+                }
                 self.decide(Event::Closed { connection, reason }, now);
                 if let Some(client) = self.clients.remove(&connection) {
                     self.waiting -= client.waiting.len();

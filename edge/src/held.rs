@@ -55,8 +55,8 @@ impl Held {
         std::mem::take(&mut self.0)
     }
 
-    /// It is gone.
-    pub(crate) fn forget(&mut self, connection: ConnectionId) {
-        self.0.remove(&connection);
+    /// It is gone. Answers what waited.
+    pub(crate) fn forget(&mut self, connection: ConnectionId) -> Option<VecDeque<Packet>> {
+        self.0.remove(&connection)
     }
 }
