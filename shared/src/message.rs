@@ -25,7 +25,7 @@ pub struct Message {
     pub qos: Qos,
     /// Retain flag it was published with.
     pub retain: bool,
-    /// Properties to forward. `message_expiry` is as published; what remains is computed from `expires_ms`.
+    /// Properties to forward. `message_expiry` counts from `received_ms`; what remains is computed from `expires_ms`.
     pub properties: PublishProperties,
     /// Client id of the publisher; `None`: the broker itself or another protocol.
     pub publisher: Option<ByteString>,

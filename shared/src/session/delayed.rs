@@ -15,6 +15,7 @@ use bytestring::ByteString;
 use super::{
     Change, Decision, Effect, Now, Settings, State,
     action::{Author, SavedDelayed},
+    deliver::expiry_s,
     own::may_publish,
     queue::weight,
 };
@@ -163,8 +164,10 @@ impl State {
             } else if message.expires_ms.is_some_and(|at| at <= now.wall_ms) {
                 out.effects.push(Effect::Dropped { session: None, why: "expired", count: 1 });
             } else {
-                // As old as its publication, for whoever goes by age.
-                let message = Message { received_ms: now.wall_ms, ..Message::clone(&message) };
+                // As old as its publication, for whoever goes by age; what counts from there is what is left.
+                let mut message = Message::clone(&message);
+                message.received_ms = now.wall_ms;
+                message.properties.message_expiry = expiry_s(&message, now);
                 self.accept(Arc::new(message), author, now, out);
             }
         }

@@ -290,7 +290,7 @@ fn delivery(entry: &Entry, dup: bool, now: Now) -> Delivery {
 }
 
 /// What is left of the expiry, rounded up (MQTT-3.3.2-6).
-fn expiry_s(message: &Message, now: Now) -> Option<u32> {
+pub(super) fn expiry_s(message: &Message, now: Now) -> Option<u32> {
     let left_ms = message.expires_ms?.saturating_sub(now.wall_ms).max(0);
     Some(u32::try_from((left_ms.saturating_add(999)) / 1000).unwrap_or(u32::MAX))
 }

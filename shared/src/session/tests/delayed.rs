@@ -95,15 +95,29 @@ fn a_delayed_message_is_retained_when_it_is_due() {
 // MQTT-3.3.2-5, MQTT-3.3.2-6
 #[test]
 fn the_delay_counts_for_the_expiry() {
-    let mut w = world();
-    let reader = w.join_subscribed(v5("r"), "t", Q0);
-    let writer = w.join(v5("w"));
-    for seconds in [10, 30] {
-        w.publish(writer, expiring(publish("$delayed/20/t", "x", Q0, 0), seconds));
+    for mut w in worlds() {
+        let reader = w.join_subscribed(v5("r"), "t", Q0);
+        for kept in ["k", "late"] {
+            let kept = w.join_subscribed(v5_kept(kept), "t", Q1);
+            w.cut(kept);
+        }
+        let writer = w.join(v5("w"));
+        for seconds in [10, 30] {
+            w.publish(writer, expiring(publish("$delayed/20/t", "x", Q1, 1), seconds));
+        }
+        w.pass(20);
+        w.expect(reader, &["t x q0 expiry=10"]);
+        assert_eq!(w.dropped, ["expired"]);
+        // From a queue, too.
+        w.restart();
+        w.pass(4);
+        let kept = w.join(v5_kept("k"));
+        w.expect(kept, &["t x q1 #1 expiry=6"]);
+        w.pass(6);
+        let late = w.join(v5_kept("late"));
+        w.expect(late, &[]);
+        assert_eq!(w.dropped, ["expired"; 2]);
     }
-    w.pass(20);
-    w.expect(reader, &["t x q0 expiry=10"]);
-    assert_eq!(w.dropped, ["expired"]);
 }
 
 #[test]

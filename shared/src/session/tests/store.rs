@@ -10,6 +10,7 @@ use bytestring::ByteString;
 use crate::{
     message::{Message, MessageRef},
     mqtt::PacketId,
+    record::mqtt::{to_message, to_record},
     session::{
         Change, Queued, Restored, RestoredQueue, RestoredSession, SessionId,
         action::{Author, SavedDelayed, SavedSession, SavedSubscription},
@@ -135,7 +136,9 @@ impl Store {
                 return (entries, false);
             }
             size += message.topic.len() + message.payload.len();
-            entries.push(LoadedEntry { queued: queued.clone(), message: Some(message.clone()) });
+            // As hosts have it: from its record.
+            let message = to_message(&to_record(message), "");
+            entries.push(LoadedEntry { queued: queued.clone(), message: Some(Arc::new(message)) });
         }
         (entries, true)
     }

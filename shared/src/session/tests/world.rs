@@ -18,6 +18,7 @@ use crate::{
             Subscribe, SubscribeFilter, SubscriptionOptions, Unsubscribe, Will,
         },
     },
+    record::mqtt::{to_message, to_record},
     session::{
         ConnectionId, Decision, Delivery, Effect, Event, Fanout, Now, Outgoing, Settings, State,
         event::Peer,
@@ -99,9 +100,9 @@ impl World {
                 }
             }
             while self.fanout == Fanout::FromLog && self.fed < self.store.log.len() {
-                let message = self.store.log[self.fed].clone();
+                let message = to_message(&to_record(&self.store.log[self.fed]), "");
                 events.push_back(Event::Message {
-                    message,
+                    message: Arc::new(message),
                     stored: Some(Store::reference(self.fed)),
                 });
                 self.fed += 1;
