@@ -269,17 +269,22 @@ impl Queue {
     pub(super) fn loaded_up_to(&mut self, from: u64) {
         self.stored_from = (from < self.next_seq).then_some(from);
         if self.stored_from.is_none() {
-            self.messages = (self.sent.len() + self.releasing.len() + self.waiting.len()) as u64;
-            let releasing: usize = self.releasing.iter().map(|one| one.bytes).sum();
-            self.bytes = (self.sent_bytes + self.waiting_bytes + releasing) as u64;
+            (self.messages, self.bytes) = self.held();
         }
     }
 
-    /// The host dropped entries of this queue from the store.
+    /// Messages and bytes in memory.
+    fn held(&self) -> (u64, u64) {
+        let messages = self.sent.len() + self.releasing.len() + self.waiting.len();
+        let releasing: usize = self.releasing.iter().map(|one| one.bytes).sum();
+        (messages as u64, (self.sent_bytes + self.waiting_bytes + releasing) as u64)
+    }
+
+    /// The host dropped entries of this queue from the store. Those of them that are in memory count until they are done.
     pub(super) fn trimmed(&mut self, messages: u64, bytes: u64) {
-        let held = (self.sent.len() + self.releasing.len() + self.waiting.len()) as u64;
-        self.messages = self.messages.saturating_sub(messages).max(held);
-        self.bytes = self.bytes.saturating_sub(bytes);
+        let held = self.held();
+        self.messages = self.messages.saturating_sub(messages).max(held.0);
+        self.bytes = self.bytes.saturating_sub(bytes).max(held.1);
     }
 
     /// First seq that is in the store only.
@@ -329,10 +334,54 @@ fn after(id: u16) -> u16 {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+    use crate::mqtt::{packet::PublishProperties, write::Encoded};
 
     fn releasing(id: u16) -> Releasing {
         Releasing { seq: 1, packet_id: PacketId::new(id).unwrap(), bytes: 0 }
+    }
+
+    fn entry(seq: u64, payload: &'static [u8]) -> Entry {
+        let message = Message {
+            topic: "t".into(),
+            payload: Bytes::from_static(payload),
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            properties: PublishProperties::default(),
+            publisher: None,
+            received_ms: 0,
+            expires_ms: None,
+            encoded: Encoded::default(),
+        };
+        Entry {
+            seq,
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            subscription_ids: Vec::new(),
+            message: Arc::new(message),
+            packet_id: None,
+            group: None,
+        }
+    }
+
+    #[test]
+    fn what_was_trimmed_in_the_store_counts_once_while_it_is_in_memory() {
+        let mut queue = Queue::new();
+        let stored_only = queue.take_seq(100);
+        queue.leave_in_store(stored_only);
+        let (sent, waiting) = (queue.take_seq(5), queue.take_seq(5));
+        queue.push_sent(entry(sent, b"four"));
+        queue.push_waiting(entry(waiting, b"four"));
+        queue.releasing.push_back(Releasing { bytes: 5, ..releasing(7) });
+        queue.take_seq(5);
+        queue.trimmed(3, 110);
+        assert_eq!((queue.messages(), queue.bytes()), (3, 15));
+        for left in [10, 5, 0] {
+            queue.count_done(5);
+            assert_eq!(queue.bytes(), left);
+        }
     }
 
     #[test]
