@@ -319,16 +319,9 @@ impl<'a> Broker<'a> {
             }
         }
         let commits = self.commit(&mut stored, save_cursors).await?;
-        let mut group = Group { commits, effects: Vec::new(), ended: stored.ended };
-        let in_line = self.pipeline.has_effects() || wait && !group.commits.is_empty();
-        if in_line {
-            group.effects = effects;
-        } else {
-            self.act(effects);
-        }
-        if !group.is_empty() {
-            self.pipeline.push(group);
-        }
+        let group = Group { commits, effects, ended: stored.ended };
+        let at_once = self.pipeline.push(group, wait);
+        self.act(at_once);
         Ok(())
     }
 
