@@ -9,7 +9,8 @@
 //! space Retained  topic                     -> message, as a record batch of one
 //! ```
 //! Numbers are big-endian. A value opens with the version of its form. Messages are stored as everywhere: as records.
-//! Change here: forms, with a new version number. Not here: when what is written (`store`).
+//! Change here: forms, with a new version number; only what is added at a form's end keeps it: old bytes end before that and
+//! are read as not having it. Not here: when what is written (`store`).
 
 use std::sync::Arc;
 
@@ -205,10 +206,15 @@ pub(super) fn read_subscription(key: &[u8], bytes: Bytes) -> Result<SavedSubscri
         retain_handling: bytes.try_get_u8()?,
     };
     let subscription_id = get_option(&mut bytes, |bytes| Ok(bytes.try_get_u32()?))?;
-    let replay = get_option(&mut bytes, |bytes| {
-        let since_ms = bytes.try_get_i64()?;
-        Ok(SavedReplay { since_ms, after: get_option(bytes, get_text)? })
-    })?;
+    // Those from before there were replays end here.
+    let replay = if bytes.is_empty() {
+        None
+    } else {
+        get_option(&mut bytes, |bytes| {
+            let since_ms = bytes.try_get_i64()?;
+            Ok(SavedReplay { since_ms, after: get_option(bytes, get_text)? })
+        })?
+    };
     let filter = std::str::from_utf8(filter).map_err(|_| Unreadable::Text)?.into();
     Ok(SavedSubscription { session, filter, options, subscription_id, replay })
 }
@@ -457,6 +463,30 @@ mod tests {
         let mut back = Queued { packet_id: None, released: false, ..queued() };
         read_flight(write_flight(&queued()), &mut back).unwrap();
         assert_eq!(back, queued());
+    }
+
+    #[test]
+    fn a_subscription_stored_before_there_were_replays_is_read() {
+        let key = session_key(kind::SUBSCRIPTION, SessionId(1), b"a/+");
+        for (old, subscription_id) in
+            [(&[1, 2, 1, 0, 2, 0][..], None), (&[1, 2, 1, 0, 2, 1, 0, 0, 0, 9][..], Some(9))]
+        {
+            let options = SubscriptionOptions {
+                qos: Qos::ExactlyOnce,
+                no_local: true,
+                retain_as_published: false,
+                retain_handling: 2,
+            };
+            let (session, filter) = (SessionId(1), "a/+".into());
+            let saved =
+                SavedSubscription { session, filter, options, subscription_id, replay: None };
+            assert_eq!(read_subscription(&key, Bytes::from_static(old)).unwrap(), saved);
+        }
+        // Cut within what was there then, or within a replay.
+        for cut in [&[1, 2, 1, 0, 2][..], &[1, 2, 1, 0, 2, 1, 0][..], &[1, 2, 1, 0, 2, 0, 1, 0][..]]
+        {
+            assert!(read_subscription(&key, Bytes::from_static(cut)).is_err(), "{cut:?}");
+        }
     }
 
     #[test]
