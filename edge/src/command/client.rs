@@ -214,7 +214,7 @@ impl Client {
         }
     }
 
-    /// Waits for bytes, and pings where none come.
+    /// Waits for bytes, and pings in time: what the broker sends does not count as heard from us (MQTT-3.1.2-20).
     async fn more(&mut self) -> Result<(), Failed> {
         self.input.reserve(16 * 1024);
         tokio::select! {
@@ -230,9 +230,9 @@ impl Client {
                 }
                 self.send(&Packet::PingReq).await?;
                 self.pinged = true;
+                self.ping_at = Instant::now() + self.keep_alive;
             }
         }
-        self.ping_at = Instant::now() + self.keep_alive;
         Ok(())
     }
 
@@ -378,5 +378,63 @@ fn words(reason: Reason) -> &'static str {
         Reason::CONNECTION_RATE_EXCEEDED => "too many connections",
         Reason::UNSPECIFIED => "no reason given",
         _ => "no",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{io::duplex, time::sleep};
+
+    use super::*;
+
+    const CONNACK: [u8; 5] = [0x20, 3, 0, 0, 0];
+    const PUBLISH: [u8; 6] = [0x30, 4, 0, 1, b'a', 0];
+    const PINGREQ: [u8; 2] = [0xC0, 0];
+
+    fn server(keepalive: u16) -> Server {
+        Server {
+            host: String::new(),
+            port: None,
+            unix: None,
+            id: "one".to_owned(),
+            username: None,
+            password: None,
+            version: Protocol::V5,
+            keepalive,
+            cafile: None,
+            cert: None,
+            key: None,
+        }
+    }
+
+    // MQTT-3.1.2-20
+    #[tokio::test(start_paused = true)]
+    async fn messages_that_arrive_do_not_put_off_the_ping() {
+        let (ours, mut broker) = duplex(1_024);
+        let server = server(10);
+        let began = Instant::now();
+        let serve = async {
+            let mut heard = [0; 256];
+            assert!(broker.read(&mut heard).await.unwrap() > 0, "CONNECT");
+            broker.write_all(&CONNACK).await.unwrap();
+            for _ in 0..10 {
+                tokio::select! {
+                    read = broker.read(&mut heard) => {
+                        assert_eq!(heard.get(..read.unwrap()), Some(&PINGREQ[..]));
+                        return Some(began.elapsed().as_secs());
+                    }
+                    () = sleep(Duration::from_secs(4)) => broker.write_all(&PUBLISH).await.unwrap(),
+                }
+            }
+            None
+        };
+        let listen = async {
+            let mut client = Client::greet(Box::new(ours), &server, true).await.ok().unwrap();
+            while client.next().await.is_ok() {}
+        };
+        tokio::select! {
+            pinged = serve => assert_eq!(pinged, Some(10)),
+            () = listen => panic!("the connection is lost"),
+        }
     }
 }
