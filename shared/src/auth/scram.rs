@@ -17,6 +17,8 @@ use base64::{
 };
 use ring::{digest, hmac, pbkdf2};
 
+use super::password::NAME_BYTES;
+
 /// Its name among the authentication methods.
 pub const METHOD: &str = "SCRAM-SHA-256";
 /// What RFC 7677 demands at least (section 4).
@@ -162,7 +164,7 @@ impl First {
             Some(name) => unescaped(name)? == user, // Nobody acts as somebody else.
             None => other.is_empty(),
         };
-        if !legal || !acts_as || user.is_empty() {
+        if !legal || !acts_as || user.is_empty() || user.len() > NAME_BYTES {
             return Err(Failed);
         }
         let header = format!("{flag},{other},");
@@ -311,6 +313,9 @@ mod tests {
         ] {
             assert_eq!(user(message).as_deref(), Ok(name), "{message}");
         }
+        let longest = "u".repeat(NAME_BYTES);
+        assert_eq!(user(&format!("n,,n={longest},r=x")).as_ref(), Ok(&longest));
+        let long_name = format!("n,,n={longest}u,r=x");
         let long = format!("n,,n=user,r={}", "x".repeat(NONCE + 1));
         for message in [
             "",
@@ -329,6 +334,7 @@ mod tests {
             "p=tls-unique,,n=user,r=x",
             "z,,n=user,r=x",
             &long,
+            &long_name,
         ] {
             assert_eq!(user(message), Err(Failed), "{message}");
         }

@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use super::password::NAME_BYTES;
+
 /// Failures of a user from an address before both are blocked.
 const OF_A_USER: u32 = 10;
 /// Failures from an address before it is blocked.
@@ -39,7 +41,7 @@ struct Failures {
 impl Throttle {
     /// No attempt is looked at now.
     pub(super) fn is_blocked(&self, address: Option<IpAddr>, user: &str, mono_ms: u64) -> bool {
-        let address = address.map(network);
+        let (address, user) = (address.map(network), known(user));
         let over = |key: &Key, limit| {
             self.failures.get(key).is_some_and(|failures| {
                 failures.count >= limit && mono_ms < failures.last_ms + BLOCK_MS
@@ -51,7 +53,7 @@ impl Throttle {
 
     /// An attempt failed; how long to wait with the answer.
     pub(super) fn failed(&mut self, address: Option<IpAddr>, user: &str, mono_ms: u64) -> Duration {
-        let address = address.map(network);
+        let (address, user) = (address.map(network), known(user));
         self.make_room(mono_ms);
         if is_counted(address) {
             self.count((address, None), mono_ms);
@@ -63,7 +65,7 @@ impl Throttle {
     /// The user is who it says: its failures are forgotten, those of its address are not.
     pub(super) fn succeeded(&mut self, address: Option<IpAddr>, user: &str) {
         if !self.failures.is_empty() {
-            self.failures.remove(&(address.map(network), Some(user.to_owned())));
+            self.failures.remove(&(address.map(network), Some(known(user).to_owned())));
         }
     }
 
@@ -91,6 +93,11 @@ impl Throttle {
             self.failures.retain(|_, failures| failures.count > middle);
         }
     }
+}
+
+/// As much of a name as is remembered: nobody here has a longer one, and whoever fails chooses what it is called.
+fn known(user: &str) -> &str {
+    user.get(..user.floor_char_boundary(NAME_BYTES)).unwrap_or_default()
 }
 
 /// Programs on this machine share its address.
@@ -165,5 +172,20 @@ mod tests {
         }
         assert!(throttle.is_blocked(at("10.0.0.1"), "ann", 101));
         throttle.make_room(BLOCK_MS + 101);
+    }
+
+    #[test]
+    fn a_long_name_is_remembered_cut() {
+        let mut throttle = Throttle::default();
+        let here = at("198.51.100.7");
+        let long = "é".repeat(8_000);
+        for n in 0..10 {
+            throttle.failed(here, &format!("x{long}{n}"), n);
+        }
+        let remembered = |(_, user): &Key| user.as_ref().map_or(0, String::capacity);
+        assert!(throttle.failures.keys().map(remembered).all(|bytes| bytes <= NAME_BYTES));
+        assert!(throttle.is_blocked(here, &format!("x{long}"), 10));
+        throttle.succeeded(here, &format!("x{long}"));
+        assert!(!throttle.is_blocked(here, &format!("x{long}"), 10));
     }
 }
