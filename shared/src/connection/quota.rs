@@ -5,8 +5,10 @@
 //! store counts as long as it waits, and a client that keeps to the number it was told is never over it: what it has
 //! read of us was counted down before. Before version 5 there is no such number.
 //!
-//! The count may go below zero: PUBCOMP for a message of an earlier connection gives the client one more, as it counts
-//! itself (4.9). Not here: how many ids a session keeps (`session`).
+//! Every PUBCOMP counts, whatever it says (4.9). The count may go below zero, by as many as the maximum: PUBCOMP for a
+//! message of an earlier connection gives the client one more while its messages may be under way to us. A client that
+//! counts itself has never more than that, and one that sends PUBREL without end gains no more than twice the number.
+//! Not here: how many ids a session keeps (`session`).
 
 use std::sync::atomic::{AtomicI32, AtomicU16, Ordering};
 
@@ -55,15 +57,18 @@ impl Quota {
     /// `packet` is about to be written.
     pub(super) fn written(&self, packet: &Packet) {
         let ends = match packet {
-            Packet::PubAck(_) => true,
+            Packet::PubAck(_) | Packet::PubComp(_) => true,
             Packet::PubRec(ack) => ack.reason.is_error(),
-            // An id that was not found answers no PUBLISH, or one that was answered already.
-            Packet::PubComp(ack) => !ack.reason.is_error(),
             _ => false,
         };
         if ends {
+            // Only PUBCOMP can be had without a PUBLISH that was counted.
+            let asked = matches!(packet, Packet::PubComp(_));
+            let least = -i32::from(self.maximum.load(Ordering::Relaxed));
             let open = self.open.load(Ordering::Relaxed) - 1;
-            self.open.store(open, Ordering::Relaxed);
+            if !asked || open >= least {
+                self.open.store(open, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -101,7 +106,7 @@ mod tests {
             (ExactlyOnce, Packet::PubRec(ack(yes)), false),
             (ExactlyOnce, Packet::PubRec(ack(no)), true),
             (ExactlyOnce, Packet::PubComp(ack(yes)), true),
-            (ExactlyOnce, Packet::PubComp(ack(Reason::PACKET_ID_NOT_FOUND)), false),
+            (ExactlyOnce, Packet::PubComp(ack(Reason::PACKET_ID_NOT_FOUND)), true),
             (ExactlyOnce, Packet::PingResp, false),
         ] {
             let quota = quota(1);
@@ -135,6 +140,16 @@ mod tests {
         assert!(quota.read(&publish(Qos::ExactlyOnce)).is_ok());
         assert!(quota.read(&publish(Qos::ExactlyOnce)).is_ok());
         assert!(quota.read(&publish(Qos::ExactlyOnce)).is_err());
+    }
+
+    #[test]
+    fn endless_pubrels_of_unknown_ids_gain_nothing_that_grows() {
+        let quota = quota(10);
+        for _ in 0..100_000 {
+            quota.written(&Packet::PubComp(ack(Reason::PACKET_ID_NOT_FOUND)));
+        }
+        let taken = (0..100).take_while(|_| quota.read(&publish(Qos::ExactlyOnce)).is_ok()).count();
+        assert_eq!(taken, 20);
     }
 
     #[test]
