@@ -24,7 +24,17 @@ const LINES: usize = 20;
 /// Bytes of one.
 const BYTES: usize = 300;
 
-static KEPT: Mutex<VecDeque<Problem>> = Mutex::new(VecDeque::new());
+static KEPT: Mutex<VecDeque<Kept>> = Mutex::new(VecDeque::new());
+
+/// Fields that do not make it another problem: who else has it, and how much of it there is.
+const SAME: [&str; 3] = ["peer", "address", "lines"];
+
+#[derive(Debug)]
+struct Kept {
+    /// What makes it the same one: the text without the fields of `SAME`.
+    like: String,
+    problem: Problem,
+}
 
 /// Something that was warned of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,7 +43,7 @@ pub struct Problem {
     pub at_ms: i64,
     /// `warn` or `error`.
     pub level: String,
-    /// What it said.
+    /// What it said, the last time.
     pub text: String,
     /// How often since it was new.
     pub times: u64,
@@ -41,10 +51,10 @@ pub struct Problem {
 
 /// The latest first.
 pub fn problems() -> Vec<Problem> {
-    kept().iter().rev().cloned().collect()
+    kept().iter().rev().map(|one| one.problem.clone()).collect()
 }
 
-fn kept() -> MutexGuard<'static, VecDeque<Problem>> {
+fn kept() -> MutexGuard<'static, VecDeque<Kept>> {
     KEPT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -61,17 +71,21 @@ impl<S: Subscriber> tracing_subscriber::Layer<S> for Layer {
         };
         let mut text = Text::default();
         event.record(&mut text);
-        keep(&mut kept(), level, text.line(), wall_ms());
+        keep(&mut kept(), level, text, wall_ms());
     }
 }
 
-fn keep(kept: &mut VecDeque<Problem>, level: &str, text: String, at_ms: i64) {
-    let known = kept.iter().position(|one| one.text == text && one.level == level);
-    let times = known.and_then(|at| kept.remove(at)).map_or(1, |one| one.times + 1);
+fn keep(kept: &mut VecDeque<Kept>, level: &str, text: Text, at_ms: i64) {
+    let Text { message, fields, like } = text;
+    let like = line(message.clone() + &like);
+    let known = kept.iter().position(|one| one.like == like && one.problem.level == level);
+    let times = known.and_then(|at| kept.remove(at)).map_or(1, |one| one.problem.times + 1);
     if kept.len() == LINES {
         kept.pop_front();
     }
-    kept.push_back(Problem { at_ms, level: level.to_owned(), text, times });
+    let text = line(message + &fields);
+    let problem = Problem { at_ms, level: level.to_owned(), text, times };
+    kept.push_back(Kept { like, problem });
 }
 
 /// Message first, then fields.
@@ -79,6 +93,8 @@ fn keep(kept: &mut VecDeque<Problem>, level: &str, text: String, at_ms: i64) {
 struct Text {
     message: String,
     fields: String,
+    /// The fields that tell one problem from another.
+    like: String,
 }
 
 impl Visit for Text {
@@ -88,43 +104,73 @@ impl Visit for Text {
             "message" => write!(self.message, "{value:?}"),
             // Different each time; nobody needs it to know what is wrong.
             "wait" => Ok(()),
-            name => write!(self.fields, " {name}={value:?}"),
+            name => {
+                let from = self.fields.len();
+                let written = write!(self.fields, " {name}={value:?}");
+                if !SAME.contains(&name) {
+                    self.like.push_str(self.fields.get(from..).unwrap_or_default());
+                }
+                written
+            }
         };
     }
 }
 
-impl Text {
-    fn line(self) -> String {
-        let mut line = self.message + &self.fields;
-        if line.len() > BYTES {
-            line.truncate(line.floor_char_boundary(BYTES));
-            line.push('…');
-        }
-        line
+/// Not longer than is kept.
+fn line(mut line: String) -> String {
+    if line.len() > BYTES {
+        line.truncate(line.floor_char_boundary(BYTES));
+        line.push('…');
     }
+    line
 }
 
 #[cfg(test)]
 mod tests {
+    use tracing_subscriber::layer::SubscriberExt as _;
+
     use super::*;
+
+    fn text(message: impl Into<String>) -> Text {
+        Text { message: message.into(), ..Text::default() }
+    }
 
     #[test]
     fn the_last_few_are_kept_and_one_that_comes_again_is_counted() {
         let mut kept = VecDeque::new();
         for at in 0..30_i64 {
-            keep(&mut kept, "warn", format!("number {at}"), at);
-            keep(&mut kept, "error", "again".to_owned(), at);
+            keep(&mut kept, "warn", text(format!("number {at}")), at);
+            keep(&mut kept, "error", text("again"), at);
         }
         assert_eq!(kept.len(), LINES);
-        let again = kept.back().unwrap();
+        let again = &kept.back().unwrap().problem;
         assert_eq!((again.times, again.at_ms, &*again.level), (30, 29, "error"));
-        assert_eq!(kept.front().unwrap().text, "number 11");
+        assert_eq!(kept.front().unwrap().problem.text, "number 11");
     }
 
     #[test]
     fn a_line_is_cut_at_a_character() {
-        let text = Text { message: "é".repeat(200), fields: " a=1".to_owned() };
-        let line = text.line();
+        let line = line("é".repeat(200) + " a=1");
         assert!(line.len() <= BYTES + 3 && line.ends_with("é…"), "{line}");
+    }
+
+    /// Of somebody who floods us there is a summary each minute, and each names another number.
+    #[test]
+    fn who_and_how_many_make_no_other_problem() {
+        let log = tracing_subscriber::registry().with(Layer);
+        tracing::subscriber::with_default(log, || {
+            tracing::error!(disk = "full", "a real problem");
+            for lines in 0..30_u64 {
+                tracing::warn!(like = "refused", lines, "lines were left out");
+                tracing::warn!(peer = %format_args!("192.0.2.{lines}:1"), "somebody is refused");
+                tracing::warn!(address = lines, wait = lines, "somebody guesses");
+            }
+        });
+        let all = problems();
+        let find = |text: &str| all.iter().find(|one| one.text == text).map(|one| one.times);
+        assert_eq!(find("a real problem disk=\"full\""), Some(1), "{all:?}");
+        assert_eq!(find("lines were left out like=\"refused\" lines=29"), Some(30), "{all:?}");
+        assert_eq!(find("somebody is refused peer=192.0.2.29:1"), Some(30), "{all:?}");
+        assert_eq!(find("somebody guesses address=29"), Some(30), "{all:?}");
     }
 }
