@@ -113,6 +113,18 @@ impl Outbox {
         wakers.into_iter().for_each(wake);
     }
 
+    /// Closes at once: what is queued is not written, only the last packet.
+    pub(super) fn cut_with(&self, last: Option<Outgoing>) {
+        let mut state = self.state();
+        state.queue.clear();
+        state.bytes = 0;
+        state.answers = 0;
+        state.queue.extend(last);
+        state.closed = true;
+        drop(state);
+        self.close(); // Wakes both.
+    }
+
     /// Nothing more is read from the client, until [`Outbox::resume`].
     pub fn pause(&self) {
         self.state().paused = true;

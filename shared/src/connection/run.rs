@@ -90,7 +90,7 @@ impl Link<'_> {
     pub(super) fn give_up(&self) {
         let told = self.takes.version == Version::V5 && self.accepted.load(Ordering::Acquire);
         let last = Packet::Disconnect(Disconnect::new(Reason::PACKET_TOO_LARGE));
-        self.outbox.close_with(told.then(|| Outgoing::Packet(Box::new(last))));
+        self.outbox.cut_with(told.then(|| Outgoing::Packet(Box::new(last))));
     }
 }
 

@@ -1,7 +1,17 @@
 //! What a connection keeps count of: topic aliases toward the client, and messages of the client without an answer.
 
+use std::{
+    collections::VecDeque,
+    sync::atomic::{AtomicBool, AtomicU16},
+    task::{self, Poll, Waker},
+};
+
 use super::*;
-use crate::mqtt::packet::{Ack, SubAck};
+use crate::{
+    connection::{quota::Quota, run::Link, writing::Takes},
+    mqtt::packet::{Ack, SubAck},
+    session::event::ConnectionId,
+};
 
 fn message(topic: &str, payload: usize) -> Outgoing {
     let Outgoing::Publish(delivery) = delivery(payload, None) else { panic!() };
@@ -196,5 +206,33 @@ async fn who_takes_no_packet_as_large_as_an_answer_is_disconnected() {
         assert_eq!(running.client.receive().await, Some(told));
         assert_eq!(running.client.receive().await, None);
         assert!(matches!(running.incoming.recv().await, Some(Incoming::Closed(_, None))));
+    }
+}
+
+// [MQTT-3.2.0-1]
+#[test]
+fn what_was_queued_while_an_answer_was_found_too_large_is_not_written() {
+    let (context, _incoming) = context(Settings::default());
+    for (accepted, left) in [(false, 0), (true, 1)] {
+        let connection = ConnectionId(1);
+        let link = Link {
+            context: &context,
+            outbox: Outbox::new(connection, &context.settings),
+            takes: Takes::of(&connect(Version::V5)),
+            quota: Quota::new(Version::V5),
+            accepted: AtomicBool::new(accepted),
+            keep_alive_s: AtomicU16::new(0),
+        };
+        // The writer holds the answer; meanwhile the broker goes on.
+        link.outbox.send(Outgoing::Packet(Box::new(Packet::PingResp))).unwrap();
+        link.outbox.send(message("a/b", 10)).unwrap();
+        link.give_up();
+        let (mut task, mut batch) = (task::Context::from_waker(Waker::noop()), VecDeque::new());
+        let more = link.outbox.poll_take(&mut task, &mut batch);
+        assert_eq!((more, batch.len()), (Poll::Ready(accepted), left));
+        let told = Packet::Disconnect(Disconnect::new(Reason::PACKET_TOO_LARGE));
+        assert!(batch.iter().all(|one| matches!(one, Outgoing::Packet(last) if **last == told)));
+        batch.clear();
+        assert_eq!(link.outbox.poll_take(&mut task, &mut batch), Poll::Ready(false));
     }
 }
