@@ -1,7 +1,8 @@
 //! Accepting for a small HTTP server: a bounded number of connections, none of which can wait for ever.
 //!
-//! A peer has some seconds for each whole request, and to take each part of an answer; between two requests it may be
-//! silent for a minute. Beyond the limit of connections a new one is closed at once.
+//! A peer has a minute for each whole request, in which our answer has to begin too, for nobody sees here where a request
+//! ends; a minute to take each part of an answer; and between two requests it may be silent for a minute. Beyond the
+//! limit of connections a new one is closed at once.
 //! Change here: how long is too long. Not here: HTTP (`admin` of each program), MQTT's listeners (`accept`).
 
 use std::{
@@ -23,10 +24,10 @@ use tokio::{
 /// Connections at a time: a browser holds six, a scraper one.
 pub const CONNECTIONS: usize = 32;
 
-/// For a whole request, or for a part of an answer to be taken.
-const REQUEST: Duration = Duration::from_secs(10);
+/// From the first byte of a request to the first of its answer: some answers take us many seconds.
+const REQUEST: Duration = Duration::from_mins(1);
 
-/// Between an answer and the next request.
+/// Between an answer and the next request, or for a part of an answer to be taken.
 const IDLE: Duration = Duration::from_mins(1);
 
 /// After a failure to accept.
@@ -188,6 +189,21 @@ mod tests {
         assert_eq!(read(&mut visit).await.unwrap(), 3);
         let error = visit.write_all(b"a long answer").await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_takes_us_long_still_arrives() {
+        let (mut peer, ours) = duplex(16);
+        let mut visit = Visit::new(ours, None);
+        peer.write_all(b"ask").await.unwrap();
+        assert_eq!(read(&mut visit).await.unwrap(), 3);
+        // As hyper does, which wants to know whether the peer is still there.
+        tokio::select! {
+            ended = read(&mut visit) => panic!("cut off: {ended:?}"),
+            () = sleep(Duration::from_secs(45)) => {}
+        }
+        visit.write_all(b"yes").await.unwrap();
+        assert_eq!(peer.read(&mut [0; 4]).await.unwrap(), 3);
     }
 
     #[tokio::test]
