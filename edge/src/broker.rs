@@ -11,6 +11,9 @@
 //! In: [`Incoming`] of all connections. Out: effects on their outboxes. Change here: order and limits of what is under
 //! way. Not here: what an event means (`shared::session`), when a commit happens (`store`).
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::VecDeque,
     sync::{Arc, atomic::Ordering::Relaxed},

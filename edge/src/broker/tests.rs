@@ -1,0 +1,113 @@
+//! What the broker does with publishers while the disk is full.
+//!
+//! In: packets as connections give them. Out: what the numbers say once all is done. Change here: promises about a full disk.
+//! Not here: how it comes to be full (`store`).
+
+use tributary_shared::{
+    connection,
+    mqtt::{
+        PacketId, Qos,
+        packet::{Connect, Disconnect, PublishProperties, Will},
+    },
+    session::{self, Fanout, event::Peer},
+};
+
+use super::*;
+use crate::store::{self, After, Opened, Plan};
+
+const ONE: ConnectionId = ConnectionId(1);
+
+fn connect(version: Version) -> Incoming {
+    let will = Will {
+        topic: "will".into(),
+        payload: Bytes::from_static(b"gone"),
+        qos: Qos::AtMostOnce,
+        retain: true,
+        delay: 0,
+        properties: PublishProperties::default(),
+    };
+    let connect = Connect {
+        version,
+        client_id: "device".into(),
+        clean_start: true,
+        keep_alive: 0,
+        will: Some(will),
+        user_name: None,
+        password: None,
+        session_expiry: None,
+        receive_maximum: None,
+        maximum_packet_size: None,
+        topic_alias_maximum: 0,
+        request_response_information: false,
+        request_problem_information: true,
+        user_properties: Vec::new(),
+        authentication_method: None,
+        authentication_data: None,
+    };
+    Incoming::Connect {
+        connection: ONE,
+        connect: Box::new(connect),
+        peer: Peer { principal: None, address: None, proof: None },
+        outbox: Outbox::new(ONE, &connection::Settings::default()),
+    }
+}
+
+fn publish(topic: &str, qos: Qos, retain: bool) -> Packet {
+    let packet_id = (qos > Qos::AtMostOnce).then(|| PacketId::new(1).unwrap());
+    let (topic, payload) = (topic.into(), Bytes::from_static(b"x"));
+    Packet::Publish(Publish { qos, retain, topic, packet_id, payload, ..Publish::default() })
+}
+
+/// What a client of that version leaves behind that sent these on a full disk and is gone.
+async fn after(version: Version, packets: Vec<Packet>) -> Arc<Status> {
+    let dir = tempfile::tempdir().unwrap();
+    let status = Arc::new(Status::default());
+    let plan = Plan {
+        dir: dir.path().to_owned(),
+        edge_id: "gw1".to_owned(),
+        lanes: Vec::new(),
+        settings: store::Settings { ballast_bytes: 0, ..store::Settings::default() },
+        after: After::Start,
+    };
+    let Opened { store, journal, restored, .. } = store::open(&plan, &status).unwrap();
+    status.disk_full.store(true, Relaxed);
+    let clock = Clock::start();
+    let settings = session::Settings::default();
+    let state = State::new(settings, Fanout::AtOnce, restored, clock.now());
+    let (_rules, permissions) = watch::channel(Arc::default());
+    let (_own, told) = watch::channel(Told::new());
+    let broker = Broker::new(state, store.clone(), journal, status.clone(), clock, permissions);
+    let (incoming, queue) = mpsc::channel(8);
+    incoming.send(connect(version)).await.unwrap();
+    incoming.send(Incoming::Packets(ONE, packets)).await.unwrap();
+    incoming.send(Incoming::Closed(ONE, None)).await.unwrap();
+    drop(incoming);
+    broker.run(queue, told).await.unwrap();
+    store.stop().await;
+    status
+}
+
+// [MQTT-3.14.4-3] [MQTT311-3.14.4-3]
+#[tokio::test]
+async fn a_goodbye_behind_a_message_that_waits_for_room_is_heard() {
+    let waits = || publish("t", Qos::AtLeastOnce, false);
+    let cut = after(Version::V311, vec![waits()]).await;
+    assert_eq!(cut.core.retained.get(), 1, "its will");
+    let goodbye = Packet::Disconnect(Disconnect::new(Reason::SUCCESS));
+    let left = after(Version::V311, vec![waits(), goodbye]).await;
+    assert_eq!(left.core.retained.get(), 0, "no will");
+}
+
+#[tokio::test]
+async fn nothing_of_qos_0_is_kept_on_a_full_disk() {
+    for version in [Version::V311, Version::V5] {
+        let packets = vec![
+            publish("t", Qos::AtMostOnce, true),
+            publish("$delayed/60/t", Qos::AtMostOnce, false),
+            publish("t", Qos::AtMostOnce, false),
+            Packet::Disconnect(Disconnect::new(Reason::SUCCESS)),
+        ];
+        let status = after(version, packets).await;
+        assert_eq!((status.core.retained.get(), status.drops()["disk_full"]), (0, 2));
+    }
+}
