@@ -145,17 +145,22 @@ async fn every_wrong_answer_takes_as_long_as_a_persons() {
     let folder = Folder::new();
     let (settings, _) = two_users(&folder);
     let all = Identities::open(&settings).unwrap();
-    let mut floor = Duration::MAX;
-    for _ in 0..3 {
+    let hash = || {
         let started = Instant::now();
         assert!(!Stored::nobody().verify(b"x"));
-        floor = floor.min(started.elapsed());
-    }
+        started.elapsed()
+    };
+    // The fastest of several, before and after: a busy machine makes both slow, never fast.
+    let mut floor = (0..3).map(|_| hash()).min().unwrap();
+    let mut answers = Vec::new();
     for user in ["nobody", "gw-1"] {
         let started = Instant::now();
         assert!(outcome(&all, showing(user, "wrong", "c"), &ALL).await.is_err());
-        assert!(started.elapsed() > floor / 2, "{user}: {:?} {floor:?}", started.elapsed());
+        answers.push(started.elapsed());
     }
+    floor = (0..3).map(|_| hash()).min().unwrap().min(floor);
+    // Without a hash an answer takes a thousandth of it.
+    assert!(answers.iter().all(|took| *took > floor / 10), "{answers:?} {floor:?}");
 }
 
 #[tokio::test]
