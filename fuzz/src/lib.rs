@@ -11,4 +11,4 @@ pub mod stream;
 pub mod websocket;
 
 // The session's model store of the unit tests is compiled in here, too (`session`), and looks for these in its crate.
-pub(crate) use tributary_shared::{message, mqtt};
+pub(crate) use tributary_shared::{message, mqtt, record};
