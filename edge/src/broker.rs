@@ -297,10 +297,16 @@ impl Broker {
         }
     }
 
-    /// Those that wait are tried again.
+    /// Those whose first message can be taken now go on.
     fn release(&mut self) {
         let now = self.clock.now();
-        for (connection, packets) in self.held.take() {
+        let free = |(connection, first): &(ConnectionId, &Packet)| match first {
+            Packet::Publish(publish) => self.why_not(*connection, publish).is_none(),
+            _ => true,
+        };
+        let free: Vec<_> = self.held.firsts().filter(free).map(|(found, _)| found).collect();
+        for connection in free {
+            let Some(packets) = self.held.forget(connection) else { continue };
             self.packets(connection, packets.into_iter(), now);
             if !self.held.has(connection)
                 && let Some(client) = self.clients.get(&connection)
@@ -312,12 +318,7 @@ impl Broker {
 
     /// A full lane or disk refuses before anything is decided.
     fn verdict(&mut self, connection: ConnectionId, publish: &Publish) -> Verdict {
-        let full = self.status.disk_full.load(Relaxed) && self.needs_room(connection, publish);
-        let why = if full {
-            "disk_full"
-        } else if !self.refusing.is_empty() && self.is_refused(connection, publish) {
-            "lane_full"
-        } else {
+        let Some(why) = self.why_not(connection, publish) else {
             self.status.messages_in.add(1);
             self.status.payload_in.add(publish.payload.len() as u64);
             return Verdict::Take;
@@ -330,6 +331,13 @@ impl Broker {
         self.status.payload_in.add(publish.payload.len() as u64);
         self.status.dropped(why, 1);
         Verdict::Refuse
+    }
+
+    fn why_not(&self, connection: ConnectionId, publish: &Publish) -> Option<&'static str> {
+        if self.status.disk_full.load(Relaxed) && self.needs_room(connection, publish) {
+            return Some("disk_full");
+        }
+        (!self.refusing.is_empty() && self.is_refused(connection, publish)).then_some("lane_full")
     }
 
     /// It would be written. Of QoS 0 only what is retained or delayed is, while the disk is full.

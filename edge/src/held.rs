@@ -50,9 +50,9 @@ impl Held {
         self.0.insert(connection, packets.collect());
     }
 
-    /// All that wait, to be tried again; they are read from until they are held again.
-    pub(crate) fn take(&mut self) -> HashMap<ConnectionId, VecDeque<Packet>> {
-        std::mem::take(&mut self.0)
+    /// What each connection waits with first.
+    pub(crate) fn firsts(&self) -> impl Iterator<Item = (ConnectionId, &Packet)> {
+        self.0.iter().filter_map(|(connection, held)| Some((*connection, held.front()?)))
     }
 
     /// It is gone. Answers what waited.

@@ -204,6 +204,8 @@ fn gate(page: &mut Page, gate: &Gate) {
 fn access(page: &mut Page, shown: &Shown) {
     let counters = &shown.access.identities.counters;
     page.counter("auth_accepted_total", "Clients let in", counters.accepted.load(Relaxed));
+    let slow = counters.slow_checks.load(Relaxed);
+    page.counter("auth_slow_checks_total", "Password checks that cost a person's work", slow);
     page.head("auth_refused_total", "counter", "Clients refused, by reason");
     for (why, count) in [
         ("wrong", &counters.wrong),
