@@ -37,7 +37,7 @@ use crate::{
     admin,
     broker::Broker,
     config::Config,
-    link::Address,
+    link::{Address, Batches, Caller},
     listen::{self, Door},
     status::Status,
     store::{self, After, Opened, Plan, Store},
@@ -235,16 +235,18 @@ fn start_uplinks(
     stop: &CancellationToken,
 ) -> JoinSet<Result<(), AppError>> {
     let mut uplinks = JoinSet::new();
-    let Ok(cloud) = Address::parse(&config.uplink.cloud) else { return uplinks };
+    let settings = &config.uplink;
+    let Ok(address) = Address::parse(&settings.cloud) else { return uplinks };
     for lane in store.lanes() {
-        let uplink = Uplink::new(
-            store.clone(),
-            lane.clone(),
-            cloud.clone(),
-            config.id.clone(),
-            config.uplink.clone(),
-            stop.clone(),
-        );
+        let caller = Caller {
+            address: address.clone(),
+            edge_id: config.id.clone(),
+            lane: lane.status.name.clone(),
+            connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
+            keep_alive: Duration::from_secs(u64::from(settings.keep_alive_s)),
+        };
+        let (dial, settings) = (Batches(caller), settings.clone());
+        let uplink = Uplink::new(store.clone(), lane.clone(), dial, settings, stop.clone());
         uplinks.spawn(async move { uplink.run().await.map_err(AppError::from) });
     }
     uplinks

@@ -1,39 +1,25 @@
-//! One connection to the cloud; the only place that names rumqttc.
+//! Connections to the cloud: what the uplink asks of them, and the ways there are.
 //!
-//! rumqttc is a pipe and nothing more. On reconnect it resends out of order and loses what was unacked or queued, and it
-//! only logs a PUBACK that says no. So every connection gets a new client and event loop, what is sent stays within a
-//! window below its limits, resending is from the store, and every reason code is read here.
+//! ```text
+//! Dial::dial -> Link + Welcome     Link::send(upload) -> token 0, 1, 2 ...     Link::report -> Answered(token, ..) | Closed
+//! batches    one PUBLISH a record batch, to a cloud that knows epochs and sequences
+//! ```
+//! A link is a pipe and nothing more: it may lose what is under way when it ends, it never resends, and what is sent stays
+//! within the window of its [`Welcome`]. Resending is from the store.
 //!
-//! In: publishes, with a token each. Out: [`Report`]s: what the cloud said to each token, and the end.
-//! Change here: the transport, what CONNECT says. Not here: what to send or resend (`uplink`).
+//! Change here: what a connection is to the uplink. Not here: what to send or resend (`uplink`), MQTT (the files below).
 
-use std::{collections::HashMap, time::Duration};
+mod batches;
+
+use std::{collections::HashMap, future::Future, time::Duration};
 
 use bytes::Bytes;
-use rumqttc::{
-    Outgoing,
-    v5::{
-        AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, StateError,
-        mqttbytes::{
-            self, QoS,
-            v5::{ConnAck, ConnectProperties, Packet, PubAck, PubAckReason, PublishProperties},
-        },
-    },
-};
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
-use tributary_shared::tasks;
 
-/// More than any window: rumqttc's own limits are never met.
-const LIMIT: u16 = 1024;
+pub use batches::Batches;
 
-/// Bytes of the longest packet the cloud may send us: a CONNACK that names many epochs.
-const INCOMING_BYTES: u32 = 64 * 1024;
-
-/// For DISCONNECT to be written.
+/// For the last words to be written.
 const GOODBYE: Duration = Duration::from_millis(200);
-
-/// Content type of a record batch.
-const CONTENT_TYPE: &str = "application/vnd.kafka.recordbatch.v2";
 
 /// Where the cloud listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,56 +117,49 @@ pub struct Upload {
     pub payload: Bytes,
 }
 
+/// A way to the cloud, for one lane.
+pub trait Dial: Send + 'static {
+    /// Connects and waits until the cloud has said what it expects. Says why not in a sentence.
+    fn dial(&self) -> impl Future<Output = Result<(Link, Welcome), String>> + Send;
+}
+
+/// The sending half of a connection.
+pub trait Pipe: Send {
+    /// Queues one upload, whole. Tokens count from 0 in the order of these calls. An error ends the connection.
+    fn send(&self, upload: Upload) -> Result<(), String>;
+
+    /// Queues a goodbye; false: it cannot be said.
+    fn goodbye(&self) -> bool;
+}
+
 /// An open connection. Dropped: closed at once.
-#[derive(Debug)]
 pub struct Link {
-    client: AsyncClient,
-    topic: String,
+    pipe: Box<dyn Pipe>,
     reports: mpsc::Receiver<Report>,
-    pipe: JoinHandle<()>,
+    task: JoinHandle<()>,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").finish_non_exhaustive()
+    }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.pipe.abort();
+        self.task.abort();
     }
 }
 
 impl Link {
-    /// Connects and waits for CONNACK.
-    pub async fn open(caller: &Caller) -> Result<(Self, Welcome), String> {
-        let (client, mut events) = AsyncClient::new(options(caller), usize::from(LIMIT));
-        let welcome = timeout(caller.connect_timeout, connected(&mut events))
-            .await
-            .map_err(|_| "no CONNACK in time".to_owned())??;
-        let (news, reports) = mpsc::channel(usize::from(LIMIT));
-        let pipe = tasks::spawn("uplink pipe", pump(events, news));
-        let topic = format!("tributary/{}/up/{}", caller.edge_id, caller.lane);
-        Ok((Self { client, topic, reports, pipe }, welcome))
+    /// Of a pipe whose `task` makes the reports.
+    pub fn new(pipe: Box<dyn Pipe>, reports: mpsc::Receiver<Report>, task: JoinHandle<()>) -> Self {
+        Self { pipe, reports, task }
     }
 
-    /// Queues one publish. Tokens count from 0 in the order of these calls.
+    /// Queues one upload. Tokens count from 0 in the order of these calls.
     pub fn send(&self, upload: Upload) -> Result<(), String> {
-        let mut user_properties = vec![
-            ("ep".to_owned(), upload.epoch.to_string()),
-            ("s".to_owned(), upload.s.to_string()),
-            ("n".to_owned(), upload.n.to_string()),
-        ];
-        user_properties.extend(upload.gap.map(|reason| ("gap".to_owned(), reason)));
-        let properties = PublishProperties {
-            content_type: Some(CONTENT_TYPE.to_owned()),
-            user_properties,
-            ..PublishProperties::default()
-        };
-        self.client
-            .try_publish_with_properties(
-                self.topic.as_str(),
-                QoS::AtLeastOnce,
-                false,
-                upload.payload,
-                properties,
-            )
-            .map_err(|error| error.to_string())
+        self.pipe.send(upload)
     }
 
     /// The next news; after [`Report::Closed`] there are none.
@@ -191,152 +170,12 @@ impl Link {
 
     /// Says goodbye.
     pub async fn close(mut self) {
-        if self.client.try_disconnect().is_ok() {
+        if self.pipe.goodbye() {
             let ended = async { while !matches!(self.report().await, Report::Closed { .. }) {} };
             // Late or not, it is closed next.
             let _late = timeout(GOODBYE, ended).await;
         }
     }
-}
-
-fn options(caller: &Caller) -> MqttOptions {
-    let id = format!("{}.up.{}", caller.edge_id, caller.lane);
-    let mut options = MqttOptions::new(id, caller.address.host.as_str(), caller.address.port);
-    options
-        .set_clean_start(true)
-        .set_keep_alive(caller.keep_alive)
-        .set_connection_timeout(caller.connect_timeout.as_secs().max(1))
-        .set_outgoing_inflight_upper_limit(LIMIT)
-        .set_connect_properties(ConnectProperties {
-            max_packet_size: Some(INCOMING_BYTES),
-            ..ConnectProperties::new()
-        })
-        .set_user_properties(vec![
-            ("tributary-edge".to_owned(), caller.edge_id.clone()),
-            ("tributary-lane".to_owned(), caller.lane.clone()),
-        ]);
-    let mut network = rumqttc::NetworkOptions::new();
-    network.set_tcp_nodelay(true);
-    options.set_network_options(network);
-    options
-}
-
-async fn connected(events: &mut EventLoop) -> Result<Welcome, String> {
-    loop {
-        if let Event::Incoming(Packet::ConnAck(connack)) =
-            events.poll().await.map_err(|error| error.to_string())?
-        {
-            return Ok(welcome(connack));
-        }
-    }
-}
-
-fn welcome(connack: ConnAck) -> Welcome {
-    let properties = connack.properties;
-    let expect = properties.iter().flat_map(|p| &p.user_properties).filter_map(|(name, value)| {
-        let (epoch, next) = value.split_once(':').filter(|_| name == "expect")?;
-        Some((epoch.parse().ok()?, next.parse().ok()?))
-    });
-    Welcome {
-        expect: expect.collect(),
-        receive_maximum: properties
-            .as_ref()
-            .and_then(|p| p.receive_max)
-            .map_or(usize::from(u16::MAX), usize::from),
-        packet_bytes: properties
-            .as_ref()
-            .and_then(|p| p.max_packet_size)
-            .map_or(usize::MAX, |bytes| bytes as usize),
-    }
-}
-
-/// Runs the event loop in a task of its own: its future may not be dropped in the middle of a write.
-async fn pump(mut events: EventLoop, news: mpsc::Sender<Report>) {
-    let mut tokens = Tokens::default();
-    loop {
-        match events.poll().await {
-            Ok(event) => {
-                if let Some(report) = tokens.report(event)
-                    && news.send(report).await.is_err()
-                {
-                    return;
-                }
-            }
-            Err(error) => {
-                // Answers that were read together with what broke the connection are still to be told.
-                let read = std::mem::take(&mut events.state.events);
-                let last = Report::Closed { refused: unreadable(&error), why: error.to_string() };
-                let reports = read.into_iter().filter_map(|event| tokens.report(event));
-                for report in reports.chain([last]) {
-                    if news.send(report).await.is_err() {
-                        return;
-                    }
-                }
-                return;
-            }
-        }
-    }
-}
-
-/// Which packet id stands for which token.
-#[derive(Default)]
-struct Tokens {
-    sent: HashMap<u16, u64>,
-    next: u64,
-}
-
-impl Tokens {
-    fn report(&mut self, event: Event) -> Option<Report> {
-        match event {
-            Event::Outgoing(Outgoing::Publish(id)) => {
-                self.sent.insert(id, self.next);
-                self.next += 1;
-                None
-            }
-            Event::Incoming(Packet::PubAck(ack)) => {
-                Some(Report::Answered(self.sent.remove(&ack.pkid)?, answer(&ack)))
-            }
-            _ => None,
-        }
-    }
-}
-
-/// A PUBACK with a code that rumqttc does not know ends the connection; this is the code.
-fn unreadable(error: &ConnectionError) -> Option<u8> {
-    match error {
-        ConnectionError::MqttState(StateError::Deserialization(
-            mqttbytes::Error::InvalidConnectReturnCode(code)
-            | mqttbytes::Error::InvalidReason(code),
-        )) if is_permanent(*code) => Some(*code),
-        _ => None,
-    }
-}
-
-fn answer(ack: &PubAck) -> Answer {
-    let code = match ack.reason {
-        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => return Answer::Done,
-        PubAckReason::UnspecifiedError => 0x80,
-        PubAckReason::ImplementationSpecificError => 0x83,
-        PubAckReason::NotAuthorized => 0x87,
-        PubAckReason::TopicNameInvalid => 0x90,
-        PubAckReason::PacketIdentifierInUse => 0x91,
-        PubAckReason::QuotaExceeded => 0x97,
-        PubAckReason::PayloadFormatInvalid => 0x99,
-    };
-    let properties = ack.properties.iter().flat_map(|p| &p.user_properties);
-    let expected = properties
-        .filter(|(name, _)| code == 0x83 && name == "expected")
-        .find_map(|(_, next)| next.parse().ok());
-    match expected {
-        Some(next) => Answer::Expected(next),
-        None if is_permanent(code) => Answer::Never(code),
-        None => Answer::NotNow(code),
-    }
-}
-
-/// Codes that say the same again to the same bytes: not authorized, topic, packet too large, payload, QoS.
-fn is_permanent(code: u8) -> bool {
-    matches!(code, 0x87 | 0x90 | 0x95 | 0x99 | 0x9B)
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ use self::{
     window::{Entry, Window},
 };
 use crate::{
-    link::{Address, Answer, Caller, Link, Report, Upload, Welcome},
+    link::{Answer, Dial, Link, Report, Upload, Welcome},
     store::{Error, LaneHandle, Mark, OutboundRow, Store},
 };
 
@@ -73,11 +73,11 @@ const MARK_EVERY: Duration = Duration::from_millis(200);
 const REWINDS: u32 = 8;
 
 /// One lane's task.
-pub struct Uplink {
+pub struct Uplink<D> {
     store: Store,
     lane: LaneHandle,
     settings: Settings,
-    caller: Caller,
+    dial: D,
     stop: CancellationToken,
     /// The last row all of which is confirmed.
     confirmed: u64,
@@ -99,24 +99,16 @@ impl From<Error> for End {
     }
 }
 
-impl Uplink {
+impl<D: Dial> Uplink<D> {
     /// For one lane of an open store.
     pub fn new(
         store: Store,
         lane: LaneHandle,
-        address: Address,
-        edge_id: String,
+        dial: D,
         settings: Settings,
         stop: CancellationToken,
     ) -> Self {
         let ms = Duration::from_millis;
-        let caller = Caller {
-            address,
-            edge_id,
-            lane: lane.status.name.clone(),
-            connect_timeout: ms(settings.connect_timeout_ms),
-            keep_alive: Duration::from_secs(u64::from(settings.keep_alive_s)),
-        };
         Self {
             confirmed: lane.status.acked_id.get(),
             backoff: Backoff::new(ms(settings.backoff_min_ms), ms(settings.backoff_max_ms)),
@@ -124,7 +116,7 @@ impl Uplink {
             store,
             lane,
             settings,
-            caller,
+            dial,
             stop,
         }
     }
@@ -135,7 +127,7 @@ impl Uplink {
         loop {
             let attempt = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                attempt = Link::open(&self.caller) => attempt,
+                attempt = self.dial.dial() => attempt,
             };
             let end = match attempt {
                 Ok((link, welcome)) => self.connection(link, welcome).await,
@@ -147,7 +139,7 @@ impl Uplink {
                 End::Store(error) => return Err(error),
                 End::Lost(why) => {
                     let wait = self.backoff.next_wait();
-                    tracing::warn!(lane = %self.caller.lane, why, ?wait, "no connection to the cloud");
+                    tracing::warn!(lane = %self.lane.status.name, why, ?wait, "no connection to the cloud");
                     wait
                 }
             };
@@ -156,7 +148,7 @@ impl Uplink {
     }
 
     async fn connection(&mut self, link: Link, welcome: Welcome) -> End {
-        tracing::info!(lane = %self.caller.lane, epochs = welcome.expect.len(), "connected to the cloud");
+        tracing::info!(lane = %self.lane.status.name, epochs = welcome.expect.len(), "connected to the cloud");
         self.lane.status.connected.store(true, Relaxed);
         self.lane.status.connects.add(1);
         let mut connection = Connection {
@@ -201,8 +193,8 @@ enum Drain {
 }
 
 /// One connection's state.
-struct Connection<'a> {
-    up: &'a mut Uplink,
+struct Connection<'a, D> {
+    up: &'a mut Uplink<D>,
     link: Link,
     /// Epoch -> next sequence that the cloud is to be sent.
     expected: HashMap<i64, u64>,
@@ -229,7 +221,7 @@ struct Connection<'a> {
     told: Instant,
 }
 
-impl Connection<'_> {
+impl<D: Dial> Connection<'_, D> {
     async fn run(&mut self) -> End {
         let mut progress = self.up.store.progress();
         let stop = self.up.stop.clone();
@@ -361,7 +353,7 @@ impl Connection<'_> {
     }
 
     async fn give_up(&mut self, id: u64, reason: String) -> Result<(), End> {
-        tracing::error!(lane = %self.up.caller.lane, id, reason, "a batch is given up: see quarantine");
+        tracing::error!(lane = %self.up.lane.status.name, id, reason, "a batch is given up: see quarantine");
         Ok(self.up.store.give_up(id, reason).await?)
     }
 
@@ -381,7 +373,7 @@ impl Connection<'_> {
                     }
                     Answer::Never(_) => self.drain = self.drain.or(Some(Drain::Rewind)),
                     Answer::NotNow(code) => {
-                        tracing::warn!(lane = %self.up.caller.lane, code, "the cloud cannot take more now");
+                        tracing::warn!(lane = %self.up.lane.status.name, code, "the cloud cannot take more now");
                         self.drain = Some(Drain::Pause);
                     }
                 }

@@ -29,6 +29,7 @@ use tributary_shared::{
 use super::*;
 use crate::{
     lane,
+    link::{Address, Batches, Caller},
     status::Status,
     store::{self, After, Opened, Plan},
 };
@@ -236,8 +237,13 @@ impl Edge {
         let uplink = Uplink::new(
             opened.store.clone(),
             opened.store.lanes()[0].clone(),
-            Address::parse(&format!("mqtt://{cloud}")).unwrap(),
-            "gw1".to_owned(),
+            Batches(Caller {
+                address: Address::parse(&format!("mqtt://{cloud}")).unwrap(),
+                edge_id: "gw1".to_owned(),
+                lane: "normal".to_owned(),
+                connect_timeout: Duration::from_secs(10),
+                keep_alive: Duration::from_secs(30),
+            }),
             settings,
             stop.clone(),
         );
