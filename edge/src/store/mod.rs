@@ -41,8 +41,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tributary_shared::session::{SessionId, action::Change, event::LoadedEntry};
 
 pub use error::Error;
-pub use open::{After, Opened, Plan, open};
+pub use open::{After, Opened, Plan, Prepared, open, prepare};
 pub use outbound::{Mark, OutboundRow};
+pub use reader::Reader;
+pub use writer::Writer;
 
 use crate::status::LaneStatus;
 

@@ -1,6 +1,6 @@
-//! Opening the store: folder, lock, ballast, file, threads. A broken file never keeps the edge from starting.
+//! Opening the store: folder, lock, ballast, file, threads. [`prepare`] leaves out the threads. A broken file never keeps the edge from starting.
 //!
-//! In: settings. Out: [`Opened`]. A file that SQLite calls corrupt is renamed (never deleted), a new one is begun, and
+//! In: settings. Out: [`Opened`] or [`Prepared`]. A file that SQLite calls corrupt is renamed (never deleted), a new one is begun, and
 //! what can be read of the old one is saved (`salvage`).
 //! Change here: pragmas, files. Not here: tables (`migrate`).
 
@@ -26,7 +26,7 @@ use super::{
     migrate::migrate,
     outbound,
     queues::{PACKED, Queues, Trimmings},
-    reader,
+    reader::Reader,
     room::Room,
     salvage, sessions,
     writer::Writer,
@@ -82,8 +82,43 @@ pub struct Opened {
     pub threads: Vec<JoinHandle<()>>,
 }
 
-/// Opens the store; blocks.
+/// An open store whose work nobody does yet: commands and questions wait until both halves run, in any two tasks or threads.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Handle.
+    pub store: Store,
+    /// The door for changes.
+    pub journal: Journal,
+    /// What the session core goes on from.
+    pub restored: Restored,
+    /// Commits.
+    pub writing: Writer,
+    /// Answers questions.
+    pub reading: Reader,
+}
+
+/// Opens the store and starts its threads; blocks.
 pub fn open(plan: &Plan, status: &Arc<Status>) -> Result<Opened, Error> {
+    let Prepared { store, journal, restored, writing, reading } = prepare(plan, status)?;
+    let thread = |cause| Error::Folder { path: plan.dir.clone(), cause: Arc::new(cause) };
+    let runtime =
+        || tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(thread);
+    let (for_writing, for_reading) = (runtime()?, runtime()?);
+    let threads = vec![
+        std::thread::Builder::new()
+            .name("store-write".to_owned())
+            .spawn(move || for_writing.block_on(writing.run()))
+            .map_err(thread)?,
+        std::thread::Builder::new()
+            .name("store-read".to_owned())
+            .spawn(move || for_reading.block_on(reading.run()))
+            .map_err(thread)?,
+    ];
+    Ok(Opened { store, journal, restored, threads })
+}
+
+/// Opens the store without its threads; blocks.
+pub fn prepare(plan: &Plan, status: &Arc<Status>) -> Result<Prepared, Error> {
     let folder = |cause| Error::Folder { path: plan.dir.clone(), cause: Arc::new(cause) };
     make_folder(&plan.dir).map_err(folder)?;
     let lock = lock(&plan.dir)?;
@@ -103,17 +138,17 @@ pub fn open(plan: &Plan, status: &Arc<Status>) -> Result<Opened, Error> {
         }
         other => other?,
     };
-    start(plan, db, state, restored, &path, lock)
+    connect_halves(plan, db, state, restored, &path, lock)
 }
 
-fn start(
+fn connect_halves(
     plan: &Plan,
     db: Connection,
     state: State,
     restored: Restored,
     path: &Path,
     lock: File,
-) -> Result<Opened, Error> {
+) -> Result<Prepared, Error> {
     let lanes = state
         .lanes
         .iter()
@@ -136,23 +171,12 @@ fn start(
     room.prepare(&db)?;
     state.status.disk_full.store(false, Relaxed);
     let pending = VecDeque::new();
-    let writer =
+    let writing =
         Writer { db, state, commands: inbox, pending, progress, trimmed: shared, room, lock };
-    let thread = |cause| Error::Folder { path: plan.dir.clone(), cause: Arc::new(cause) };
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(thread)?;
-    let threads = vec![
-        std::thread::Builder::new()
-            .name("store-write".to_owned())
-            .spawn(move || runtime.block_on(writer.run()))
-            .map_err(thread)?,
-        std::thread::Builder::new()
-            .name("store-read".to_owned())
-            .spawn(move || reader::run(&read, questions))
-            .map_err(thread)?,
-    ];
+    let reading = Reader { db: read, queries: questions };
     let store = Store { commands: commands.clone(), queries, progress: watched, trimmed, lanes };
-    Ok(Opened { store, journal: Journal { commands, last: 0 }, restored, threads })
+    let journal = Journal { commands, last: 0 };
+    Ok(Prepared { store, journal, restored, writing, reading })
 }
 
 fn load(

@@ -19,17 +19,27 @@ use super::{Error, Query, entries, outbound};
 /// Bytes a stored batch may unpack to; far above what `batch_bytes` allows.
 pub(super) const UNPACKED_MAX: usize = 32 * 1024 * 1024;
 
-/// Serves questions until nobody can ask any more.
-pub(super) fn run(db: &Connection, mut queries: mpsc::Receiver<Query>) {
-    let mut last = None;
-    while let Some(query) = queries.blocking_recv() {
-        // Who asked may have gone; then nobody needs the answer.
-        match query {
-            Query::Lane { lane, after, rows, bytes, reply } => {
-                let _gone = reply.send(outbound::read(db, lane, after, rows, bytes));
-            }
-            Query::Queue { session, from, max, bytes, reply } => {
-                let _gone = reply.send(load_whole(db, &mut last, session, from, max, bytes));
+/// The reading half's possessions.
+#[derive(Debug)]
+pub struct Reader {
+    pub(super) db: Connection,
+    pub(super) queries: mpsc::Receiver<Query>,
+}
+
+impl Reader {
+    /// Serves questions until nobody can ask any more. Reads block.
+    pub async fn run(mut self) {
+        let mut last = None;
+        while let Some(query) = self.queries.recv().await {
+            // Who asked may have gone; then nobody needs the answer.
+            match query {
+                Query::Lane { lane, after, rows, bytes, reply } => {
+                    let _gone = reply.send(outbound::read(&self.db, lane, after, rows, bytes));
+                }
+                Query::Queue { session, from, max, bytes, reply } => {
+                    let found = load_whole(&self.db, &mut last, session, from, max, bytes);
+                    let _gone = reply.send(found);
+                }
             }
         }
     }

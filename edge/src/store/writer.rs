@@ -47,8 +47,9 @@ const SIZE_EVERY: u64 = 64;
 /// Between two attempts on a disk that is full to the last byte.
 const FULL_WAIT: Duration = Duration::from_millis(500);
 
-/// The thread's possessions.
-pub(super) struct Writer {
+/// The writing half's possessions.
+#[derive(Debug)]
+pub struct Writer {
     pub(super) db: Connection,
     pub(super) state: State,
     pub(super) commands: mpsc::Receiver<Command>,
@@ -89,8 +90,8 @@ impl Marks {
 }
 
 impl Writer {
-    /// Runs until [`Command::Stop`], until nobody can send any more, or until the file fails.
-    pub(super) async fn run(mut self) {
+    /// Runs until it is told to stop, until nobody can send any more, or until the file fails. Commits block.
+    pub async fn run(mut self) {
         let mut marks = Marks::default();
         let mut last = 0;
         loop {
