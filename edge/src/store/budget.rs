@@ -11,7 +11,7 @@ use super::{
     Error,
     group::{Group, State},
     outbound::{LaneState, ROW_BYTES, unsigned},
-    queues,
+    parts, queues,
 };
 use crate::lane::Policy;
 
@@ -81,12 +81,15 @@ fn give_up_oldest(db: &Connection, state: &mut State, at: usize, free: u64) -> R
         queues::rescue(db, state, row.id)?;
         let Some(lane) = state.lanes.get_mut(at) else { break };
         let gone = give_up(db, lane, &row)?;
-        lane.messages = lane.messages.saturating_sub(row.n);
+        // Those of its messages that were given up before are counted already.
+        let live = row.n.saturating_sub(parts::lost(db, row.id)?);
+        parts::forget(db, row.id, row.id)?;
+        lane.messages = lane.messages.saturating_sub(live);
         lane.bytes = lane.bytes.saturating_sub(gone);
         lane.given_up_to = row.id;
-        lane.info.status.given_up.add(row.n);
+        lane.info.status.given_up.add(live);
         freed += gone;
-        dropped += row.n;
+        dropped += live;
     }
     if let Some(lane) = state.lanes.get_mut(at) {
         lane.save(db)?;

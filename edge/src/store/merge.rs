@@ -1,18 +1,17 @@
-//! Many small batches into one, before they were ever sent; and batches that are given up one by one.
+//! Many small batches into one, before they were ever sent.
 //!
 //! In: an id after which nothing was sent. Out: one new immutable batch in place of a run of rows, same sequences.
 //! Change here: what is worth merging. Not here: when (`uplink`).
 
 use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::Connection;
 use tributary_shared::record::{Batch, BatchBuilder};
 
 use super::{
     Error,
     group::{State, seal},
     needed,
-    outbound::{self, OutboundRow, ROW_BYTES, unsigned},
-    queues,
+    outbound::{self, OutboundRow, ROW_BYTES},
     reader::UNPACKED_MAX,
 };
 
@@ -34,7 +33,7 @@ pub(super) fn merge(
 ) -> Result<usize, Error> {
     let (most, size) = (state.settings.batch_messages, state.settings.batch_bytes);
     let Some(lane) = state.lane(lane) else { return Ok(0) };
-    let rows = outbound::read(db, lane.info.number, after.max(lane.acked_id), ROWS, BYTES)?;
+    let rows = outbound::read_whole(db, lane.info.number, after.max(lane.acked_id), ROWS, BYTES)?;
     let Some((run, builder)) = longest_run(db, rows, most, size)? else { return Ok(0) };
     let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(0) };
     let made_ms: i64 =
@@ -100,55 +99,4 @@ fn longest_run(
 
 fn records(body: &Bytes) -> Option<Vec<tributary_shared::record::Record>> {
     Batch::parse(body.clone()).and_then(|batch| batch.records(UNPACKED_MAX)).ok()
-}
-
-/// Leaves a gap where the batch was; its body goes to the quarantine, whose oldest bodies make room.
-pub(super) fn give_up(
-    db: &Connection,
-    state: &mut State,
-    id: u64,
-    reason: &str,
-) -> Result<u64, Error> {
-    let cap = state.settings.quarantine_bytes as i64;
-    let number = (id >> 48) as u16;
-    if state.lane(number).is_none() {
-        return Ok(0);
-    }
-    let found = db
-        .query_row(
-            "SELECT n, bytes FROM batch WHERE id = ?1 AND reason IS NULL",
-            [id as i64],
-            |row| Ok((unsigned(row, 0)?, unsigned(row, 1)?)),
-        )
-        .optional()?;
-    let Some((n, bytes)) = found else { return Ok(0) };
-    db.execute(
-        "INSERT INTO quarantine(lane, epoch, s, n, reason, made_ms, body)
-         SELECT ?2, epoch, s, n, ?3, made_ms, body FROM batch WHERE id = ?1 AND body IS NOT NULL",
-        (id as i64, number, reason),
-    )?;
-    loop {
-        let held: i64 =
-            db.query_row("SELECT coalesce(sum(length(body)), 0) FROM quarantine", [], |row| {
-                row.get(0)
-            })?;
-        if held <= cap
-            || db
-                .execute("DELETE FROM quarantine WHERE id = (SELECT min(id) FROM quarantine)", [])?
-                == 0
-        {
-            break;
-        }
-    }
-    queues::rescue(db, state, id)?;
-    db.execute(
-        "UPDATE batch SET reason = ?2, bytes = ?3, body = NULL WHERE id = ?1",
-        (id as i64, reason, ROW_BYTES as i64),
-    )?;
-    let Some(lane) = state.lane(number) else { return Ok(n) };
-    lane.messages = lane.messages.saturating_sub(n);
-    lane.bytes = (lane.bytes + ROW_BYTES).saturating_sub(bytes);
-    lane.info.status.given_up.add(n);
-    lane.save(db)?;
-    Ok(n)
 }

@@ -36,6 +36,17 @@ const STEPS: &[&str] = &[
        author TEXT,
        body   BLOB NOT NULL
      )",
+    // What became of a batch of which some messages were given up; `batch` has neither reason nor body then. When bodies
+    // came into the quarantine: 0 = before this was kept.
+    "CREATE TABLE part(
+       batch  INTEGER NOT NULL,
+       s      INTEGER NOT NULL, -- first sequence
+       n      INTEGER NOT NULL, -- sequences
+       reason TEXT,             -- set: these were given up
+       body   BLOB,             -- record batch v2, with epoch and sequence of its own
+       PRIMARY KEY(batch, s)
+     );
+     ALTER TABLE quarantine ADD COLUMN at_ms INTEGER NOT NULL DEFAULT 0",
 ];
 
 /// Brings the file to the newest version, one transaction a step.

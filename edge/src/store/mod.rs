@@ -3,11 +3,12 @@
 //! ```text
 //! batch   id = lane << 48 | counter     one row per lane and group commit: an immutable record batch v2, compressed
 //!         | epoch | s | n | ...         from 10 messages on; `reason` set: the sequences s..s+n were given up (a gap)
+//! part    (batch, s) -> n | reason | body   what became of a batch of which some messages were given up
 //! lane    acked_id -------------------> batches up to here are confirmed upstream; they go unless `needed` has them
 //! queue   (session, seq) -> (batch, place)   a queue entry refers to a message, it is not a copy
 //! needed  (batch, session) -> range of seq   lane 0 holds batches that only queues need, see `queues`
 //! session subscription received retained     what MQTT must remember
-//! quarantine                                 batches that the cloud refused for good
+//! quarantine                                 messages that the cloud refused for good, as batches
 //! ```
 //! Guarantees: when [`Journal::apply`]'s ticket shows as committed in [`Progress`], its changes survive a power cut
 //! (WAL, synchronous=FULL). All of one group is there or none: queues, QoS 2 ids, retained and outbound batches lie in
@@ -26,6 +27,8 @@ mod migrate;
 mod needed;
 mod open;
 mod outbound;
+mod parts;
+mod quarantine;
 mod queues;
 mod reader;
 mod room;
@@ -35,7 +38,7 @@ mod sessions;
 mod tests;
 mod writer;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tributary_shared::session::{SessionId, action::Change, event::LoadedEntry};
@@ -66,7 +69,7 @@ tributary_shared::settings! {
         pub batch_bytes: usize = 256 * 1024 => 4096..=524_288,
         /// Messages in one batch.
         pub batch_messages: usize = 2000 => 1..=10_000,
-        /// Bytes of batches kept that the cloud refused for good; the oldest go first.
+        /// Bytes of messages kept that the cloud refused for good; the oldest go first, and are counted.
         pub quarantine_bytes: u64 = 16 * 1024 * 1024,
         /// Pages (4 KiB) in the write-ahead log before it is copied into the file.
         pub checkpoint_pages: u32 = 4000 => 100..=100_000,
@@ -104,8 +107,8 @@ pub(crate) enum Command {
     Acked { lane: u16, mark: Mark },
     /// Merge small batches of a lane after this id; answers how many rows became one.
     Merge { lane: u16, after: u64, reply: oneshot::Sender<usize> },
-    /// Give a batch up: keep its body in quarantine if it has one worth keeping, leave a gap.
-    GiveUp { id: u64, reason: String, reply: oneshot::Sender<()> },
+    /// Give messages of a batch up: keep their bodies in quarantine, leave a gap.
+    GiveUp { id: u64, range: Range<u64>, reason: String, reply: oneshot::Sender<()> },
     /// Finish what is queued, save the totals, close.
     Stop { reply: oneshot::Sender<()> },
 }
@@ -234,10 +237,12 @@ impl Store {
         answer.await.map_err(|_| Error::Closed)
     }
 
-    /// Gives a batch up for `reason`: its body goes to the quarantine, a gap stays in its place. Answers when durable.
-    pub async fn give_up(&self, id: u64, reason: String) -> Result<(), Error> {
+    /// Gives the messages of row `id` with these sequences up for `reason`: their bodies go to the quarantine, a gap stays
+    /// in their place, what is before and after it becomes batches of their own with the row's id. A body that cannot be
+    /// read is given up whole. Answers when durable; what is not in the row, or was given up before, is left as it is.
+    pub async fn give_up(&self, id: u64, range: Range<u64>, reason: String) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
-        let command = Command::GiveUp { id, reason, reply };
+        let command = Command::GiveUp { id, range, reason, reply };
         self.commands.send(command).await.map_err(|_| Error::Closed)?;
         answer.await.map_err(|_| Error::Closed)
     }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::{Error, lane_start};
+use super::{Error, lane_start, parts};
 use crate::{lane, status::LaneStatus};
 
 /// What a row counts for beside its body.
@@ -18,7 +18,8 @@ pub(super) const ROW_BYTES: u64 = 64;
 /// A lane's totals are saved after this many rows, so that a start reads no more than these.
 const SAVE_EVERY: u32 = 1000;
 
-/// One row of a lane as `uplink` sees it.
+/// One row of a lane as `uplink` sees it, or one part of a row of which some messages were given up: the parts of a row
+/// have its id, follow each other, and together have its sequences.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboundRow {
     /// Row.
@@ -119,6 +120,7 @@ impl LaneState {
              AND id NOT IN (SELECT batch FROM needed WHERE batch > ?1 AND batch <= ?2)",
         )?
         .execute([self.acked_id as i64, upto as i64])?;
+        parts::forget(db, self.acked_id + 1, upto)?;
         let kept = totals(db, self.acked_id, upto)?.bytes;
         self.acked_id = upto;
         self.batches = self.batches.saturating_sub(gone.batches);
@@ -238,7 +240,9 @@ pub(super) fn load_lanes(
 pub(super) fn totals(db: &Connection, after: u64, upto: u64) -> Result<Totals, Error> {
     let found = db
         .prepare_cached(
-            "SELECT count(*), coalesce(sum(CASE WHEN reason IS NULL THEN n ELSE 0 END), 0),
+            "SELECT count(*), coalesce(sum(CASE WHEN reason IS NULL THEN n ELSE 0 END), 0)
+                      - (SELECT coalesce(sum(n), 0) FROM part
+                         WHERE batch > ?1 AND batch <= ?2 AND reason IS NOT NULL),
                     coalesce(sum(bytes), 0)
              FROM batch WHERE id > ?1 AND id <= ?2",
         )?
@@ -252,13 +256,41 @@ pub(super) fn totals(db: &Connection, after: u64, upto: u64) -> Result<Totals, E
     Ok(found)
 }
 
-/// Reads rows of a lane in order; stops before `bytes` would be exceeded, but gives at least one.
+/// Reads rows of a lane in order, all parts of each; stops before `bytes` would be exceeded, but gives at least one.
 pub(super) fn read(
     db: &Connection,
     lane: u16,
     after: u64,
     rows: usize,
     bytes: usize,
+) -> Result<Vec<OutboundRow>, Error> {
+    read_with(db, lane, after, rows, bytes, |row| {
+        if row.reason.is_some() || row.body.is_some() {
+            Ok(vec![row])
+        } else {
+            parts::read(db, row)
+        }
+    })
+}
+
+/// The same, but a row in parts is one row without reason and body.
+pub(super) fn read_whole(
+    db: &Connection,
+    lane: u16,
+    after: u64,
+    rows: usize,
+    bytes: usize,
+) -> Result<Vec<OutboundRow>, Error> {
+    read_with(db, lane, after, rows, bytes, |row| Ok(vec![row]))
+}
+
+fn read_with(
+    db: &Connection,
+    lane: u16,
+    after: u64,
+    rows: usize,
+    bytes: usize,
+    of_row: impl Fn(OutboundRow) -> Result<Vec<OutboundRow>, Error>,
 ) -> Result<Vec<OutboundRow>, Error> {
     let mut found = db.prepare_cached(
         "SELECT id, epoch, s, n, reason, CASE WHEN reason IS NULL THEN body END FROM batch
@@ -269,19 +301,19 @@ pub(super) fn read(
     let mut out = Vec::new();
     let mut size = 0;
     while let Some(row) = cursor.next()? {
-        let row = OutboundRow {
+        let found = of_row(OutboundRow {
             id: unsigned(row, 0)?,
             epoch: row.get(1)?,
             s: unsigned(row, 2)?,
             n: unsigned(row, 3)?,
             reason: row.get(4)?,
             body: row.get::<_, Option<Vec<u8>>>(5)?.map(Bytes::from),
-        };
-        size += row.body.as_ref().map_or(0, Bytes::len);
+        })?;
+        size += found.iter().filter_map(|row| row.body.as_ref()).map(Bytes::len).sum::<usize>();
         if size > bytes && !out.is_empty() {
             break;
         }
-        out.push(row);
+        out.extend(found);
     }
     Ok(out)
 }

@@ -14,7 +14,7 @@ use tributary_shared::record::{Batch, mqtt::header};
 use super::{Error, lane_start, outbound::unsigned, reader::UNPACKED_MAX};
 
 /// Tables copied row by row, with the order that lets both ends be read when the middle is broken.
-const TABLES: [(&str, &str); 8] = [
+const TABLES: [(&str, &str); 9] = [
     ("lane", "number"),
     ("session", "id"),
     ("subscription", "session, filter"),
@@ -23,6 +23,7 @@ const TABLES: [(&str, &str); 8] = [
     ("retained", "topic"),
     ("delayed", "number"),
     ("quarantine", "id"),
+    ("part", "batch, s"),
 ];
 
 /// Lane numbers that are looked for even if the table of lanes cannot be read.

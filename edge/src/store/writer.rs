@@ -28,6 +28,7 @@ use super::{
     group::{Group, State},
     merge, needed,
     outbound::LaneInfo,
+    quarantine,
     queues::{self, Trimmings},
     room::Room,
 };
@@ -292,27 +293,27 @@ impl Writer {
         self.db.execute_batch("BEGIN IMMEDIATE")?;
         let mut merged = Vec::new();
         let mut work = Group::new(&self.db, &mut self.state);
-        // Before any row of this group is written: queue entries of new rows are not counted yet, and a merge would move
-        // the messages they point at.
+        // Before any row of this group is written: queue entries of new rows are not counted yet, and these would move the
+        // messages they point at.
         for command in group {
-            if let Command::Merge { lane, after, .. } = command {
-                merged.push(merge::merge(work.db, work.state, *lane, *after)?);
+            match command {
+                Command::Merge { lane, after, .. } => {
+                    merged.push(merge::merge(work.db, work.state, *lane, *after)?);
+                }
+                Command::GiveUp { id, range, reason, .. } => {
+                    let n = quarantine::give_up(work.db, work.state, *id, range.clone(), reason)?;
+                    work.dropped.push(("given_up", n));
+                }
+                _ => {}
             }
         }
         // Also before: who needs which row is counted from what is written.
         let synced = apply_marks(work.db, work.state, marks)?;
         for command in group {
-            match command {
-                Command::Apply { changes, .. } => {
-                    for change in changes {
-                        work.change(change)?;
-                    }
+            if let Command::Apply { changes, .. } = command {
+                for change in changes {
+                    work.change(change)?;
                 }
-                Command::GiveUp { id, reason, .. } => {
-                    let n = merge::give_up(work.db, work.state, *id, reason)?;
-                    work.dropped.push(("given_up", n));
-                }
-                Command::Merge { .. } | Command::Acked { .. } | Command::Stop { .. } => {}
             }
         }
         work.finish()?;

@@ -345,8 +345,9 @@ impl<D: Dial> Connection<'_, D> {
             Err(Unsendable(reason)) => {
                 self.give_up(row.id, reason).await?;
                 let read = self.up.store.read_lane(self.up.lane.number, row.id - 1, 1, 1).await?;
-                self.rows.extend(read.into_iter().filter(|again| again.id == row.id));
-                self.rows.rotate_right(1);
+                for part in read.into_iter().rev().filter(|again| again.id == row.id) {
+                    self.rows.push_front(part);
+                }
             }
         }
         Ok(())
@@ -354,7 +355,7 @@ impl<D: Dial> Connection<'_, D> {
 
     async fn give_up(&mut self, id: u64, reason: String) -> Result<(), End> {
         tracing::error!(lane = %self.up.lane.status.name, id, reason, "a batch is given up: see quarantine");
-        Ok(self.up.store.give_up(id, reason).await?)
+        Ok(self.up.store.give_up(id, 0..u64::MAX, reason).await?)
     }
 
     /// One piece of news.
