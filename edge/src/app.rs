@@ -37,12 +37,12 @@ use crate::{
     admin,
     broker::Broker,
     config::Config,
-    link::{Address, Batches, Caller},
+    link::{Address, Batches, Caller, Dial, Plain},
     listen::{self, Door},
     status::Status,
-    store::{self, After, Opened, Plan, Store},
+    store::{self, After, LaneHandle, Opened, Plan, Store},
     sys,
-    uplink::Uplink,
+    uplink::{self, Format, Uplink},
 };
 
 /// Items of connections that may wait for the broker; each may hold all of one read.
@@ -90,6 +90,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> Result<(), AppError> {
     config.check().map_err(AppError::Config)?;
+    config.uplink.login().map_err(AppError::Config)?;
     let status = Arc::new(Status::default());
     let access = Access::prepare(&config).await?;
     let mut listeners = access.listeners.clone();
@@ -186,7 +187,7 @@ async fn run(
         Ok(())
     });
     let uplinks_stop = CancellationToken::new();
-    let mut uplinks = start_uplinks(config, &store, &uplinks_stop);
+    let mut uplinks = start_uplinks(config, &store, &uplinks_stop)?;
     status.serving.store(true, Relaxed);
     ready();
     let outcome = tokio::select! {
@@ -229,14 +230,16 @@ fn ended_early(
     }
 }
 
+/// One task a lane.
 fn start_uplinks(
     config: &Config,
     store: &Store,
     stop: &CancellationToken,
-) -> JoinSet<Result<(), AppError>> {
+) -> Result<JoinSet<Result<(), AppError>>, AppError> {
     let mut uplinks = JoinSet::new();
     let settings = &config.uplink;
-    let Ok(address) = Address::parse(&settings.cloud) else { return uplinks };
+    let Ok(address) = Address::parse(&settings.cloud) else { return Ok(uplinks) };
+    let login = settings.login().map_err(AppError::Config)?;
     for lane in store.lanes() {
         let caller = Caller {
             address: address.clone(),
@@ -244,12 +247,32 @@ fn start_uplinks(
             lane: lane.status.name.clone(),
             connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
             keep_alive: Duration::from_secs(u64::from(settings.keep_alive_s)),
+            login: login.clone(),
         };
-        let (dial, settings) = (Batches(caller), settings.clone());
-        let uplink = Uplink::new(store.clone(), lane.clone(), dial, settings, stop.clone());
-        uplinks.spawn(async move { uplink.run().await.map_err(AppError::from) });
+        let (store, lane) = (store.clone(), lane.clone());
+        match settings.format {
+            Format::Batches => {
+                start_uplink(&mut uplinks, store, lane, Batches(caller), settings, stop);
+            }
+            Format::Mqtt => {
+                let plain = Plain { caller, prefix: settings.prefix.clone() };
+                start_uplink(&mut uplinks, store, lane, plain, settings, stop);
+            }
+        }
     }
-    uplinks
+    Ok(uplinks)
+}
+
+fn start_uplink(
+    uplinks: &mut JoinSet<Result<(), AppError>>,
+    store: Store,
+    lane: LaneHandle,
+    dial: impl Dial + Sync,
+    settings: &uplink::Settings,
+    stop: &CancellationToken,
+) {
+    let uplink = Uplink::new(store, lane, dial, settings.clone(), stop.clone());
+    uplinks.spawn(async move { uplink.run().await.map_err(AppError::from) });
 }
 
 /// Waits for the threads, so that the folder is free when this returns.

@@ -79,11 +79,7 @@ impl Config {
                 return Err(format!("two lanes are named `{}`", lane.name));
             }
         }
-        if !self.uplink.cloud.is_empty() {
-            crate::link::Address::parse(&self.uplink.cloud)
-                .map_err(|why| format!("`uplink.cloud` = {:?}: {why}", self.uplink.cloud))?;
-        }
-        Ok(())
+        self.uplink.check_all()
     }
 }
 

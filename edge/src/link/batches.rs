@@ -40,9 +40,10 @@ impl Dial for Batches {
     async fn dial(&self) -> Result<(Link, Welcome), String> {
         let caller = &self.0;
         let (client, mut events) = AsyncClient::new(options(caller), usize::from(LIMIT));
-        let welcome = timeout(caller.connect_timeout, connected(&mut events))
+        let connack = timeout(caller.connect_timeout, connected(&mut events))
             .await
             .map_err(|_| "no CONNACK in time".to_owned())??;
+        let welcome = welcome(connack);
         let (news, reports) = mpsc::channel(usize::from(LIMIT));
         let task = tasks::spawn("uplink pipe", pump(events, news));
         let topic = format!("tributary/{}/up/{}", caller.edge_id, caller.lane);
@@ -84,7 +85,7 @@ impl Pipe for Publisher {
     }
 }
 
-fn options(caller: &Caller) -> MqttOptions {
+pub(super) fn options(caller: &Caller) -> MqttOptions {
     let id = format!("{}.up.{}", caller.edge_id, caller.lane);
     let mut options = MqttOptions::new(id, caller.address.host.as_str(), caller.address.port);
     options
@@ -100,18 +101,21 @@ fn options(caller: &Caller) -> MqttOptions {
             ("tributary-edge".to_owned(), caller.edge_id.clone()),
             ("tributary-lane".to_owned(), caller.lane.clone()),
         ]);
+    if let Some((user, password)) = &caller.login {
+        options.set_credentials(user, password);
+    }
     let mut network = rumqttc::NetworkOptions::new();
     network.set_tcp_nodelay(true);
     options.set_network_options(network);
     options
 }
 
-async fn connected(events: &mut EventLoop) -> Result<Welcome, String> {
+pub(super) async fn connected(events: &mut EventLoop) -> Result<ConnAck, String> {
     loop {
         if let Event::Incoming(Packet::ConnAck(connack)) =
             events.poll().await.map_err(|error| error.to_string())?
         {
-            return Ok(welcome(connack));
+            return Ok(connack);
         }
     }
 }
@@ -197,7 +201,7 @@ fn unreadable(error: &ConnectionError) -> Option<u8> {
     }
 }
 
-fn answer(ack: &PubAck) -> Answer {
+pub(super) fn answer(ack: &PubAck) -> Answer {
     let code = match ack.reason {
         PubAckReason::Success | PubAckReason::NoMatchingSubscribers => return Answer::Done,
         PubAckReason::UnspecifiedError => 0x80,

@@ -3,6 +3,7 @@
 //! ```text
 //! Dial::dial -> Link + Welcome     Link::send(upload) -> token 0, 1, 2 ...     Link::report -> Answered(token, ..) | Closed
 //! batches    one PUBLISH a record batch, to a cloud that knows epochs and sequences
+//! plain      one PUBLISH a message, to any MQTT 5 broker
 //! ```
 //! A link is a pipe and nothing more: it may lose what is under way when it ends, it never resends, and what is sent stays
 //! within the window of its [`Welcome`]. Resending is from the store.
@@ -10,6 +11,7 @@
 //! Change here: what a connection is to the uplink. Not here: what to send or resend (`uplink`), MQTT (the files below).
 
 mod batches;
+mod plain;
 
 use std::{collections::HashMap, future::Future, time::Duration};
 
@@ -17,6 +19,7 @@ use bytes::Bytes;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 
 pub use batches::Batches;
+pub use plain::Plain;
 
 /// For the last words to be written.
 const GOODBYE: Duration = Duration::from_millis(200);
@@ -62,6 +65,8 @@ pub struct Caller {
     pub connect_timeout: Duration,
     /// Pings.
     pub keep_alive: Duration,
+    /// User name and password, for brokers that want them.
+    pub login: Option<(String, String)>,
 }
 
 /// What CONNACK said.

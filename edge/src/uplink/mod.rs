@@ -22,6 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tributary_shared::backoff::Backoff;
@@ -35,11 +36,30 @@ use crate::{
     store::{Error, LaneHandle, Mark, OutboundRow, Store},
 };
 
+/// What an uplink sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// Record batches with epochs and sequences.
+    Batches,
+    /// Ordinary publishes.
+    Mqtt,
+}
+
 tributary_shared::settings! {
     /// The way to the cloud.
     pub struct Settings {
         /// Where the cloud listens, as `mqtt://host:port`. Empty: this edge works alone and keeps nothing for a cloud.
         pub cloud: String = String::new(),
+        /// What is sent: `batches` of records to Tributary's cloud, each exactly once, or each message as an ordinary
+        /// publish to any `mqtt` 5 broker, at least once.
+        pub format: Format = Format::Batches,
+        /// Format mqtt: before every topic, as in `site-7/`.
+        pub prefix: String = String::new(),
+        /// User name at the cloud. Empty: none.
+        pub user: String = String::new(),
+        /// File with its password, in the first line.
+        pub password_file: String = String::new(),
         /// Batches sent and not yet confirmed, a lane.
         pub window_batches: usize = 16 => 1..=512,
         /// Bytes of such batches; one batch is always allowed.
@@ -54,6 +74,35 @@ tributary_shared::settings! {
         pub backoff_max_ms: u64 = 300_000 => 1..=3_600_000,
         /// Seconds between pings on an idle connection.
         pub keep_alive_s: u16 = 30 => 5..=3600,
+    }
+}
+
+impl Settings {
+    /// Says what is wrong with a value, if anything is.
+    pub fn check_all(&self) -> Result<(), String> {
+        if self.cloud.is_empty() {
+            return Ok(());
+        }
+        let wrong = |why| format!("`uplink.cloud` = {:?}: {why}", self.cloud);
+        crate::link::Address::parse(&self.cloud).map_err(wrong)?;
+        if !self.prefix.is_empty() && !tributary_shared::topic::is_legal_name(&self.prefix) {
+            return Err(format!("`uplink.prefix` = {:?} cannot begin a topic", self.prefix));
+        }
+        Ok(())
+    }
+
+    /// User name and password; reads the file.
+    pub fn login(&self) -> Result<Option<(String, String)>, String> {
+        if self.user.is_empty() {
+            return Ok(None);
+        }
+        let password = match &*self.password_file {
+            "" => String::new(),
+            path => std::fs::read_to_string(path)
+                .map_err(|error| format!("`uplink.password_file` {path}: {error}"))?,
+        };
+        let password = password.lines().next().unwrap_or_default().to_owned();
+        Ok(Some((self.user.clone(), password)))
     }
 }
 

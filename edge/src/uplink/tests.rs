@@ -243,6 +243,7 @@ impl Edge {
                 lane: "normal".to_owned(),
                 connect_timeout: Duration::from_secs(10),
                 keep_alive: Duration::from_secs(30),
+                login: None,
             }),
             settings,
             stop.clone(),

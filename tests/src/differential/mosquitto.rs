@@ -25,12 +25,20 @@ pub fn installed() -> Option<PathBuf> {
         .find(|path| path.exists())
 }
 
+/// It cannot pick a port itself: one that was free a moment ago.
+pub fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").expect("port").local_addr().expect("address")
+}
+
 impl Mosquitto {
     /// Starts `binary`, with more lines of configuration, and waits until it takes connections.
     pub fn start(binary: &Path, more: &str) -> Self {
+        Self::start_at(free_address(), binary, more)
+    }
+
+    /// At an address that is known before it runs.
+    pub fn start_at(free: SocketAddr, binary: &Path, more: &str) -> Self {
         let folder = tempfile::tempdir().expect("folder");
-        // It cannot pick a port itself: one that was free a moment ago.
-        let free = TcpListener::bind("127.0.0.1:0").expect("port").local_addr().expect("address");
         let path = folder.path().join("mosquitto.conf");
         let mut file = std::fs::File::create(&path).expect("file");
         writeln!(

@@ -1,0 +1,350 @@
+//! Each message as an ordinary PUBLISH, with rumqttc, to any MQTT 5 broker.
+//!
+//! ```text
+//! upload -> feed: its messages, at most `IN_FLIGHT` unanswered -> event loop -> PUBACKs, counted an upload -> one answer
+//! ```
+//! At least once: a broker that knows nothing of epochs cannot tell a message it has from one it has not, so what was under
+//! way when a connection ended is sent again. Topic = prefix + original topic; payload, properties and the retain flag are
+//! as they came, the expiry is what is left of it, and what has expired is not sent. What the edge gave up is told as a message
+//! to `{prefix}tributary/{edge}/lost/{lane}`. An upload is refused with the worst code that any of its messages got.
+//!
+//! Change here: what a message looks like to a foreign broker. Not here: TLS and what CONNECT says (`batches`).
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use rumqttc::{
+    Outgoing,
+    v5::{
+        AsyncClient, Event, EventLoop,
+        mqttbytes::{
+            QoS,
+            v5::{Packet, PublishProperties},
+        },
+    },
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::timeout,
+};
+use tributary_shared::{
+    clock::wall_ms,
+    record::{Batch, Record, mqtt::to_message},
+    tasks, topic,
+};
+
+use super::{Answer, Caller, Dial, Link, Pipe, Report, Upload, Welcome, batches};
+
+/// Messages that may be unanswered, if the broker takes as many.
+const IN_FLIGHT: usize = 256;
+
+/// Uploads that may wait to be taken apart, and reports for the uplink: more than any window.
+const UPLOADS: usize = 1024;
+
+/// Bytes a batch may unpack to, far above what the store makes.
+const UNPACKED_MAX: usize = 32 * 1024 * 1024;
+
+/// Bytes of a PUBLISH beside payload and topic, for which there must be room; properties are counted apart.
+const AROUND: usize = 64;
+
+/// MQTT 5, 3.3.2.1: longest topic.
+const TOPIC_MAX: usize = 65_535;
+
+/// Reason codes, MQTT 5, 2.4.
+const TOPIC_NAME_INVALID: u8 = 0x90;
+const PACKET_TOO_LARGE: u8 = 0x95;
+const PAYLOAD_FORMAT_INVALID: u8 = 0x99;
+
+/// Dials a broker that is not Tributary's cloud.
+#[derive(Debug, Clone)]
+pub struct Plain {
+    /// Who and where.
+    pub caller: Caller,
+    /// Before every topic.
+    pub prefix: String,
+}
+
+impl Dial for Plain {
+    async fn dial(&self) -> Result<(Link, Welcome), String> {
+        let caller = &self.caller;
+        let mut options = batches::options(caller);
+        options.set_user_properties(Vec::new());
+        let (client, mut events) = AsyncClient::new(options, IN_FLIGHT);
+        let connack = timeout(caller.connect_timeout, batches::connected(&mut events))
+            .await
+            .map_err(|_| "no CONNACK in time".to_owned())??;
+        let said = connack.properties.as_ref();
+        if said.and_then(|said| said.max_qos) == Some(0) {
+            return Err("the broker takes QoS 0 only: nothing would be confirmed".to_owned());
+        }
+        let (uploads, queue) = mpsc::channel(UPLOADS);
+        let (news, reports) = mpsc::channel(UPLOADS);
+        let shared = Shared::default();
+        let in_flight = said.and_then(|said| said.receive_max).map_or(IN_FLIGHT, usize::from);
+        let feeder = Feeder {
+            client,
+            room: Arc::new(Semaphore::new(in_flight.clamp(1, IN_FLIGHT))),
+            shared: shared.clone(),
+            news: news.clone(),
+            prefix: self.prefix.clone(),
+            lost_topic: format!("{}tributary/{}/lost/{}", self.prefix, caller.edge_id, caller.lane),
+            packet_bytes: said
+                .and_then(|said| said.max_packet_size)
+                .map_or(usize::MAX, |bytes| bytes as usize),
+            retain: said.and_then(|said| said.retain_available) != Some(0),
+        };
+        let task = tasks::spawn("plain uplink pipe", async move {
+            tokio::select! {
+                () = pump(events, shared, news) => {}
+                () = feeder.run(queue) => {}
+            }
+        });
+        // The window counts messages here; how many batches they come from does not matter to the broker.
+        let welcome =
+            Welcome { receive_maximum: UPLOADS, packet_bytes: usize::MAX, ..Welcome::default() };
+        Ok((Link::new(Box::new(Sender(uploads)), reports, task), welcome))
+    }
+}
+
+struct Sender(mpsc::Sender<Work>);
+
+enum Work {
+    Upload(Upload),
+    Goodbye,
+}
+
+impl Pipe for Sender {
+    fn send(&self, upload: Upload) -> Result<(), String> {
+        self.0.try_send(Work::Upload(upload)).map_err(|error| error.to_string())
+    }
+
+    fn goodbye(&self) -> bool {
+        self.0.try_send(Work::Goodbye).is_ok()
+    }
+}
+
+/// Which message belongs to which upload: the feeder adds, the pump takes.
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Books>>);
+
+#[derive(Default)]
+struct Books {
+    /// Of messages given to the client and not yet on the wire, in order.
+    given: VecDeque<(u64, OwnedSemaphorePermit)>,
+    /// By packet id.
+    sent: HashMap<u16, (u64, OwnedSemaphorePermit)>,
+    uploads: HashMap<u64, Left>,
+}
+
+/// What an upload still waits for.
+#[derive(Clone, Copy)]
+struct Left {
+    messages: usize,
+    answer: Answer,
+}
+
+impl Shared {
+    fn books(&self) -> MutexGuard<'_, Books> {
+        // Each change is one call, whole whatever panicked elsewhere.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Books {
+    /// One message of `token` is answered; the report, if it was the last one.
+    fn answered(&mut self, token: u64, answer: Answer) -> Option<Report> {
+        let left = self.uploads.get_mut(&token)?;
+        left.messages = left.messages.saturating_sub(1);
+        left.answer = worse(left.answer, answer);
+        let all = *left;
+        if all.messages > 0 {
+            return None;
+        }
+        self.uploads.remove(&token);
+        Some(Report::Answered(token, all.answer))
+    }
+}
+
+/// A refusal for good says which messages to look at; "not now" says to wait before that.
+fn worse(one: Answer, other: Answer) -> Answer {
+    let rank = |answer: &Answer| match answer {
+        Answer::Done => 0,
+        Answer::Expected(_) => 1,
+        Answer::Never(_) => 2,
+        Answer::NotNow(_) => 3,
+    };
+    if rank(&other) > rank(&one) { other } else { one }
+}
+
+/// One PUBLISH.
+struct Message {
+    topic: String,
+    payload: Bytes,
+    retain: bool,
+    properties: PublishProperties,
+}
+
+/// Takes uploads apart and gives their messages to the client.
+struct Feeder {
+    client: AsyncClient,
+    room: Arc<Semaphore>,
+    shared: Shared,
+    news: mpsc::Sender<Report>,
+    prefix: String,
+    lost_topic: String,
+    packet_bytes: usize,
+    retain: bool,
+}
+
+impl Feeder {
+    /// Until nobody uploads any more; the end of the connection ends it too.
+    async fn run(self, mut queue: mpsc::Receiver<Work>) {
+        let mut token = 0;
+        while let Some(work) = queue.recv().await {
+            match work {
+                Work::Upload(upload) => {
+                    if self.upload(token, &upload).await.is_none() {
+                        break;
+                    }
+                    token += 1;
+                }
+                // The pump sees the end.
+                Work::Goodbye if self.client.try_disconnect().is_ok() => {}
+                Work::Goodbye => return,
+            }
+        }
+        std::future::pending::<()>().await;
+    }
+
+    /// `None`: the connection is over.
+    async fn upload(&self, token: u64, upload: &Upload) -> Option<()> {
+        let messages = match self.messages(upload) {
+            Ok(messages) if messages.is_empty() => {
+                return self.news.send(Report::Answered(token, Answer::Done)).await.ok();
+            }
+            Ok(messages) => messages,
+            Err(code) => {
+                return self.news.send(Report::Answered(token, Answer::Never(code))).await.ok();
+            }
+        };
+        let left = Left { messages: messages.len(), answer: Answer::Done };
+        self.shared.books().uploads.insert(token, left);
+        for Message { topic, payload, retain, properties } in messages {
+            let permit = self.room.clone().acquire_owned().await.ok()?;
+            self.shared.books().given.push_back((token, permit));
+            let qos = QoS::AtLeastOnce;
+            let given =
+                self.client.publish_with_properties(topic, qos, retain, payload, properties);
+            given.await.ok()?;
+        }
+        Some(())
+    }
+
+    /// The messages to send, or why the upload cannot be sent as it is.
+    fn messages(&self, upload: &Upload) -> Result<Vec<Message>, u8> {
+        let batch = Batch::parse(upload.payload.clone()).map_err(|_| PAYLOAD_FORMAT_INVALID)?;
+        let records = batch.records(UNPACKED_MAX).map_err(|_| PAYLOAD_FORMAT_INVALID)?;
+        if upload.gap.is_some() {
+            let said = records.into_iter().filter_map(|record| record.value);
+            let lost = |payload| Message {
+                topic: self.lost_topic.clone(),
+                payload,
+                retain: false,
+                properties: PublishProperties::default(),
+            };
+            return Ok(said.map(lost).collect());
+        }
+        let now_ms = wall_ms();
+        let ready = records.iter().filter_map(|record| self.message(record, now_ms).transpose());
+        ready.collect()
+    }
+
+    /// `None`: it has expired.
+    fn message(&self, record: &Record, now_ms: i64) -> Result<Option<Message>, u8> {
+        let message = to_message(record, "");
+        let topic = format!("{}{}", self.prefix, message.topic);
+        if topic.len() > TOPIC_MAX || !topic::is_legal_name(&topic) {
+            return Err(TOPIC_NAME_INVALID);
+        }
+        let left_s = message.expires_ms.map(|at| (at - now_ms).div_euclid(1000));
+        if left_s.is_some_and(|left| left <= 0) {
+            return Ok(None);
+        }
+        let properties = message.properties;
+        let user = properties.user_properties.iter();
+        let user: Vec<_> =
+            user.map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        let bytes = topic.len()
+            + message.payload.len()
+            + user.iter().map(|(name, value)| name.len() + value.len() + 5).sum::<usize>()
+            + properties.content_type.as_ref().map_or(0, |text| text.len())
+            + properties.response_topic.as_ref().map_or(0, |text| text.len())
+            + properties.correlation_data.as_ref().map_or(0, Bytes::len)
+            + AROUND;
+        if bytes > self.packet_bytes {
+            return Err(PACKET_TOO_LARGE);
+        }
+        let properties = PublishProperties {
+            payload_format_indicator: properties.payload_format,
+            message_expiry_interval: left_s.and_then(|left| u32::try_from(left).ok()),
+            response_topic: properties.response_topic.map(|topic| topic.to_string()),
+            correlation_data: properties.correlation_data,
+            user_properties: user,
+            content_type: properties.content_type.map(|text| text.to_string()),
+            ..PublishProperties::default()
+        };
+        let retain = message.retain && self.retain;
+        Ok(Some(Message { topic, payload: message.payload, retain, properties }))
+    }
+}
+
+/// Runs the event loop and counts answers, to the end of the connection.
+async fn pump(mut events: EventLoop, shared: Shared, news: mpsc::Sender<Report>) {
+    loop {
+        let event = match events.poll().await {
+            Ok(event) => event,
+            Err(error) => {
+                // Answers that were read together with what broke the connection are still to be told.
+                let read = std::mem::take(&mut events.state.events);
+                let reports: Vec<_> =
+                    read.into_iter().filter_map(|event| note(&shared, event)).collect();
+                let last = Report::Closed { refused: None, why: error.to_string() };
+                for report in reports.into_iter().chain([last]) {
+                    if news.send(report).await.is_err() {
+                        return;
+                    }
+                }
+                return;
+            }
+        };
+        if let Some(report) = note(&shared, event)
+            && news.send(report).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+fn note(shared: &Shared, event: Event) -> Option<Report> {
+    let mut books = shared.books();
+    match event {
+        Event::Outgoing(Outgoing::Publish(id)) => {
+            let given = books.given.pop_front()?;
+            books.sent.insert(id, given);
+            None
+        }
+        Event::Incoming(Packet::PubAck(ack)) => {
+            let (token, _permit) = books.sent.remove(&ack.pkid)?;
+            let answer = match batches::answer(&ack) {
+                // Of this topic, not of the whole edge: this broker knows nothing of edges.
+                Answer::NotNow(code @ 0x87) => Answer::Never(code),
+                answer => answer,
+            };
+            books.answered(token, answer)
+        }
+        _ => None,
+    }
+}
