@@ -39,6 +39,7 @@ use crate::{
     config::Config,
     link::{Address, Batches, Caller, Dial, Plain},
     listen::{self, Door},
+    own,
     status::Status,
     store::{self, After, LaneHandle, Opened, Plan, Store},
     sys,
@@ -155,7 +156,7 @@ async fn run(
     stop: &CancellationToken,
     ready: impl FnOnce(),
 ) -> Result<(), AppError> {
-    let Opened { store, journal, restored, threads } = opened;
+    let Opened { store, journal, restored, threads, .. } = opened;
     let clock = Clock::start();
     let state = State::new(config.session.clone(), Fanout::AtOnce, restored, clock.now());
     let access = shown.access();
@@ -176,7 +177,8 @@ async fn run(
     let door = Door { context, identities: access.identities.clone(), clock };
     let mut parts = JoinSet::new();
     let (tell, told) = watch::channel(Vec::new());
-    parts.spawn(async move { broker.run(queue, told).await.map_err(AppError::from) });
+    let (_own, _down, inbox) = own::inbox();
+    parts.spawn(async move { broker.run(queue, told, inbox).await.map_err(AppError::from) });
     let (source, telling, telling_stop) = (shown.clone(), config.sys.clone(), clients_stop.clone());
     parts.spawn(async move {
         sys::run(source, telling, tell, telling_stop).await;

@@ -22,7 +22,7 @@ use std::{
 use bytes::Bytes;
 use bytestring::ByteString;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     time,
 };
 use tributary_shared::{
@@ -43,6 +43,7 @@ use tributary_shared::{
 use crate::{
     held::Held,
     lane::Policy,
+    own::{Inbox, Item},
     status::Status,
     store::{Error, Journal, LaneHandle, Progress, Store},
 };
@@ -97,6 +98,8 @@ enum Due {
     Client(ConnectionId),
     /// An effect that concerns no connection.
     Effect(Effect),
+    /// Tell a part of the edge.
+    Answer(oneshot::Sender<()>),
 }
 
 /// The task's possessions.
@@ -162,11 +165,12 @@ impl Broker {
     }
 
     /// Runs until all connections and their handles are gone and everything is durable, or the store fails.
-    /// `told`: what clients are to be told of the edge, whenever that changes.
+    /// `told`: what clients are to be told of the edge, whenever that changes. `own`: what its parts publish and bring.
     pub async fn run(
         mut self,
         mut incoming: mpsc::Receiver<Incoming>,
         mut told: watch::Receiver<Told>,
+        mut own: Inbox,
     ) -> Result<(), Error> {
         let mut taken = Vec::with_capacity(TAKE);
         self.permit();
@@ -178,6 +182,8 @@ impl Broker {
                 self.under_way.len() < GROUPS && self.bytes < BYTES && self.waiting < EFFECTS;
             let wake = self.out.wake_ms.map(|ms| self.clock.instant(ms));
             let count = self.count_ms.map(|ms| self.clock.instant(ms));
+            // It waits where it is, and comes again from where it came from.
+            let writable = !self.status.disk_full.load(Relaxed);
             tokio::select! {
                 biased;
                 changed = self.progress.changed() => {
@@ -200,6 +206,7 @@ impl Broker {
                     let told = told.borrow_and_update().clone();
                     self.decide(Event::Own(told), self.clock.now());
                 }
+                item = own.next(), if open && room && writable => self.own(item),
                 () = at(count), if count.is_some() && open => {
                     self.count();
                     continue;
@@ -294,6 +301,24 @@ impl Broker {
                 }
             };
             self.decide(event, now);
+        }
+    }
+
+    /// What a part of the edge asks for; it is answered when that is durable.
+    fn own(&mut self, item: Item) {
+        let now = self.clock.now();
+        let (event, change, done) = item.into_parts(now);
+        // First: whatever is done because of the event waits for the commit that has both.
+        self.out.changes.extend(change);
+        self.out.wait = true;
+        if let Some(event) = event {
+            self.decide(event, now);
+        }
+        self.out.wait = false;
+        let ticket = self.journal.last() + u64::from(!self.out.changes.is_empty());
+        self.due.push_back((ticket, Due::Answer(done)));
+        if ticket <= self.committed {
+            self.settle();
         }
     }
 
@@ -477,17 +502,23 @@ impl Broker {
         while let Some((_, bytes)) = self.under_way.pop_front_if(|(t, _)| *t <= self.committed) {
             self.bytes -= bytes;
         }
-        while let Some((_, due)) = self.due.pop_front_if(|(t, _)| *t <= self.committed) {
-            match due {
-                Due::Effect(effect) => self.act(effect),
-                Due::Client(connection) => self.catch_up(connection),
-            }
-        }
+        self.settle();
         for (session, (messages, bytes)) in self.store.take_trimmed() {
             self.decide(Event::Trimmed { session, messages, bytes }, self.clock.now());
         }
         self.release();
         Ok(())
+    }
+
+    /// Does what no longer has to wait.
+    fn settle(&mut self) {
+        while let Some((_, due)) = self.due.pop_front_if(|(t, _)| *t <= self.committed) {
+            match due {
+                Due::Effect(effect) => self.act(effect),
+                Due::Client(connection) => self.catch_up(connection),
+                Due::Answer(done) => drop(done.send(())),
+            }
+        }
     }
 
     /// Does what a connection no longer has to wait for.

@@ -18,6 +18,7 @@ mod held;
 pub mod lane;
 pub mod link;
 pub mod listen;
+pub mod own;
 pub mod status;
 pub mod store;
 pub mod sys;

@@ -140,6 +140,7 @@ fn shared(sent: &Publish, version: Version, written: &[u8]) {
         received_ms: 0,
         expires_ms: None,
         encoded: Encoded::default(),
+        place: None,
     };
     let head = Head {
         dup: sent.dup,

@@ -35,6 +35,8 @@ pub struct Message {
     pub expires_ms: Option<i64>,
     /// What all receivers' packets share, made by the codec when the first is written. `Encoded::default()`.
     pub encoded: Encoded,
+    /// Where the host has it, if it is handed on just as it lies there: for hosts that tell a receiver so.
+    pub place: Option<MessageRef>,
 }
 
 impl Message {

@@ -81,6 +81,8 @@ impl Stored {
             Change::DelayedDone(number) => {
                 self.delete(&session_key(kind::DELAYED, SessionId(number), &[]));
             }
+            // An edge's: it follows this log.
+            Change::Followed { .. } | Change::FollowsAnew => {}
             Change::Received { session, packet_id } => {
                 let key = session_key(kind::RECEIVED, session, &packet_id.get().to_be_bytes());
                 self.put(key, bytes::Bytes::new());

@@ -171,6 +171,7 @@ fn will_as_message(will: &Will) -> Message {
         received_ms: 0,
         expires_ms: None,
         encoded: Encoded::default(),
+        place: None,
     }
 }
 
@@ -393,6 +394,7 @@ mod tests {
             received_ms: 1_700_000_000_000,
             expires_ms: Some(1_700_000_060_000),
             encoded: Encoded::default(),
+            place: None,
         }
     }
 

@@ -236,6 +236,7 @@ mod tests {
             received_ms: 1_700_000_000_123,
             expires_ms: None,
             encoded: tributary_shared::mqtt::write::Encoded::default(),
+            place: None,
         });
         Message::from_record(&record, AT, "plant.1")
     }

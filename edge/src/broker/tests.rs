@@ -13,7 +13,10 @@ use tributary_shared::{
 };
 
 use super::*;
-use crate::store::{self, After, Opened, Plan};
+use crate::{
+    own::{Place, Publication, Wish},
+    store::{self, After, Opened, Plan},
+};
 
 const ONE: ConnectionId = ConnectionId(1);
 
@@ -82,7 +85,8 @@ async fn after(version: Version, packets: Vec<Packet>) -> Arc<Status> {
     incoming.send(Incoming::Packets(ONE, packets)).await.unwrap();
     incoming.send(Incoming::Closed(ONE, None)).await.unwrap();
     drop(incoming);
-    broker.run(queue, told).await.unwrap();
+    let (_own, _down, inbox) = crate::own::inbox();
+    broker.run(queue, told, inbox).await.unwrap();
     store.stop().await;
     status
 }
@@ -110,4 +114,48 @@ async fn nothing_of_qos_0_is_kept_on_a_full_disk() {
         let status = after(version, packets).await;
         assert_eq!((status.core.retained.get(), status.drops()["disk_full"]), (0, 2));
     }
+}
+
+#[tokio::test]
+async fn what_the_edge_publishes_goes_up_and_what_came_down_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let status = Arc::new(Status::default());
+    let plan = Plan {
+        dir: dir.path().to_owned(),
+        edge_id: "gw1".to_owned(),
+        lanes: vec![crate::lane::Settings::default()],
+        settings: store::Settings { ballast_bytes: 0, ..store::Settings::default() },
+        after: After::Start,
+    };
+    let Opened { store, journal, restored, followed, threads } =
+        store::open(&plan, &status).unwrap();
+    assert!(followed.is_empty());
+    let clock = Clock::start();
+    let state = State::new(session::Settings::default(), Fanout::AtOnce, restored, clock.now());
+    let (_rules, permissions) = watch::channel(Arc::default());
+    let (_tell, told) = watch::channel(Told::new());
+    let broker = Broker::new(state, store.clone(), journal, status.clone(), clock, permissions);
+    let (incoming, queue) = mpsc::channel(8);
+    let (own, down, inbox) = crate::own::inbox();
+    let running = tokio::spawn(broker.run(queue, told, inbox));
+    own.publish("tributary/gw1/health", "well", PublishProperties::default(), true).await.unwrap();
+    let wrong = own.publish("a/#", "", PublishProperties::default(), false).await;
+    assert!(matches!(wrong, Err(crate::own::OwnError::Topic(_))));
+    let command = Publication {
+        topic: "valve/1".into(),
+        payload: Bytes::from_static(b"open"),
+        ..Publication::default()
+    };
+    let place = Some(Place { source: 7, offset: 41 });
+    let publication = Some((command, Qos::AtLeastOnce));
+    down.send(Wish::Bring { publication, place }).unwrap().await.unwrap();
+    assert_eq!(status.lane("normal").messages.get(), 1, "the edge's own, not the command");
+    assert_eq!(status.core.retained.get(), 1);
+    drop(incoming);
+    running.await.unwrap().unwrap();
+    store.stop().await;
+    drop(store);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let Opened { followed, .. } = store::open(&plan, &status).unwrap();
+    assert_eq!(followed, [(7, 42)].into());
 }

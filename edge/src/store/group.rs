@@ -20,7 +20,7 @@ use tributary_shared::{
 };
 
 use super::{
-    Error, LOCAL, Settings, budget, entries, lane_start,
+    Error, LOCAL, Settings, budget, entries, followed, lane_start,
     needed::Needed,
     outbound::{LaneState, ROW_BYTES},
     queues::{self, Queues, Trimmed},
@@ -150,6 +150,8 @@ impl<'a> Group<'a> {
             }
             Change::Delayed(saved) => sessions::delay(self.db, saved),
             Change::DelayedDone(number) => sessions::delay_done(self.db, *number),
+            Change::Followed { source, next } => followed::save(self.db, *source, *next),
+            Change::FollowsAnew => followed::forget(self.db),
             Change::Received { session, packet_id } => {
                 sessions::received(self.db, *session, *packet_id)
             }

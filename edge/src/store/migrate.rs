@@ -47,6 +47,11 @@ const STEPS: &[&str] = &[
        PRIMARY KEY(batch, s)
      );
      ALTER TABLE quarantine ADD COLUMN at_ms INTEGER NOT NULL DEFAULT 0",
+    // Next offset of each partition of the cloud's log that commands came from.
+    "CREATE TABLE followed(
+       source INTEGER PRIMARY KEY,
+       next   INTEGER NOT NULL
+     )",
 ];
 
 /// Brings the file to the newest version, one transaction a step.

@@ -8,6 +8,7 @@
 //! queue   (session, seq) -> (batch, place)   a queue entry refers to a message, it is not a copy
 //! needed  (batch, session) -> range of seq   lane 0 holds batches that only queues need, see `queues`
 //! session subscription received retained     what MQTT must remember
+//! followed                                   how far commands from the cloud are stored, with what they brought
 //! quarantine                                 messages that the cloud refused for good, as batches
 //! ```
 //! Guarantees: when [`Journal::apply`]'s ticket shows as committed in [`Progress`], its changes survive a power cut
@@ -21,6 +22,7 @@
 mod budget;
 mod entries;
 mod error;
+mod followed;
 mod group;
 mod merge;
 mod migrate;

@@ -5,7 +5,7 @@
 //! Change here: pragmas, files. Not here: tables (`migrate`).
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
     io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tributary_shared::session::Restored;
 
 use super::{
-    COMMANDS, Error, Journal, LOCAL, LaneHandle, Progress, Settings, Store,
+    COMMANDS, Error, Journal, LOCAL, LaneHandle, Progress, Settings, Store, followed,
     group::State,
     lane_start,
     migrate::migrate,
@@ -78,6 +78,8 @@ pub struct Opened {
     pub journal: Journal,
     /// What the session core goes on from.
     pub restored: Restored,
+    /// Next place of each partition of the cloud's log that commands came from.
+    pub followed: HashMap<u64, u64>,
     /// End when the store is stopped and its handles are gone.
     pub threads: Vec<JoinHandle<()>>,
 }
@@ -91,6 +93,8 @@ pub struct Prepared {
     pub journal: Journal,
     /// What the session core goes on from.
     pub restored: Restored,
+    /// Next place of each partition of the cloud's log that commands came from.
+    pub followed: HashMap<u64, u64>,
     /// Commits.
     pub writing: Writer,
     /// Answers questions.
@@ -99,7 +103,7 @@ pub struct Prepared {
 
 /// Opens the store and starts its threads; blocks.
 pub fn open(plan: &Plan, status: &Arc<Status>) -> Result<Opened, Error> {
-    let Prepared { store, journal, restored, writing, reading } = prepare(plan, status)?;
+    let Prepared { store, journal, restored, followed, writing, reading } = prepare(plan, status)?;
     let thread = |cause| Error::Folder { path: plan.dir.clone(), cause: Arc::new(cause) };
     let runtime =
         || tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(thread);
@@ -114,7 +118,7 @@ pub fn open(plan: &Plan, status: &Arc<Status>) -> Result<Opened, Error> {
             .spawn(move || for_reading.block_on(reading.run()))
             .map_err(thread)?,
     ];
-    Ok(Opened { store, journal, restored, threads })
+    Ok(Opened { store, journal, restored, followed, threads })
 }
 
 /// Opens the store without its threads; blocks.
@@ -169,6 +173,7 @@ fn connect_halves(
     let (ballast, pages) = (plan.dir.join(BALLAST), settings.checkpoint_pages);
     let room = Room::new(ballast, settings.ballast_bytes, max_bytes(plan), pages);
     room.prepare(&db)?;
+    let followed = followed::load(&db)?;
     state.status.disk_full.store(false, Relaxed);
     let pending = VecDeque::new();
     let writing =
@@ -176,7 +181,7 @@ fn connect_halves(
     let reading = Reader { db: read, queries: questions };
     let store = Store { commands: commands.clone(), queries, progress: watched, trimmed, lanes };
     let journal = Journal { commands, last: 0 };
-    Ok(Prepared { store, journal, restored, writing, reading })
+    Ok(Prepared { store, journal, restored, followed, writing, reading })
 }
 
 fn load(

@@ -277,5 +277,6 @@ fn will_message(will: &Will) -> Message {
         received_ms: 0,
         expires_ms: None,
         encoded: Encoded::default(),
+        place: None,
     }
 }

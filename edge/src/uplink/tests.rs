@@ -265,6 +265,7 @@ impl Edge {
                 received_ms: 1_700_000_000_000,
                 expires_ms: None,
                 encoded: Encoded::default(),
+                place: None,
             }),
             queued: Vec::new(),
             stored: None,

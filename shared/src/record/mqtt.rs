@@ -148,6 +148,7 @@ pub fn to_message(record: &Record, stream: &str) -> Message {
         received_ms: record.timestamp_ms,
         expires_ms,
         encoded: Encoded::default(),
+        place: None,
     }
 }
 
@@ -200,6 +201,7 @@ mod tests {
             received_ms: 1_700_000_000_123,
             expires_ms: None,
             encoded: Encoded::default(),
+            place: None,
         }
     }
 

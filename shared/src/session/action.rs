@@ -101,6 +101,15 @@ pub enum Change {
     Delayed(SavedDelayed),
     /// A delayed message is due, or cannot be published any more; what is to be stored of its publication follows.
     DelayedDone(u64),
+    /// The host's own, stored with what it brought: it has read `source` up to before `next`.
+    Followed {
+        /// Number of what is read.
+        source: u64,
+        /// Place there.
+        next: u64,
+    },
+    /// The host's own: what it read of is another now, all such places are forgotten.
+    FollowsAnew,
     /// QoS 2 publish received; its id stays reserved until released.
     Received {
         /// Publisher's session.

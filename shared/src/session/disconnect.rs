@@ -163,6 +163,7 @@ impl State {
             publisher: Some(session.client_id.clone()),
             received_ms: now.wall_ms,
             encoded: Encoded::default(),
+            place: None,
         };
         Some((message, delay_s))
     }

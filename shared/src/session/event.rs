@@ -91,6 +91,8 @@ pub enum Event {
         /// For a peer's fault: the code to send in DISCONNECT (or CONNACK) before closing.
         reason: Option<Reason>,
     },
+    /// The host publishes something: it goes where a client's message of that topic would go, and nobody's rights are asked.
+    Publish(Arc<Message>),
     /// A message that did not come from a connection: downlink, log.
     Message {
         /// It.

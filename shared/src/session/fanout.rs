@@ -54,6 +54,12 @@ impl State {
         self.retain(message, author, out);
     }
 
+    /// A message that the host itself publishes; it waits to be durable, as what that is answered does.
+    pub(super) fn publish_own(&mut self, message: Arc<Message>, now: Now, out: &mut Decision) {
+        out.wait = true;
+        self.accept(message, Author::Host, now, out);
+    }
+
     /// A message that the host brings: from the log, from upstream, its own.
     pub(super) fn bring(
         &mut self,
@@ -84,7 +90,8 @@ impl State {
                 out.changes.push(Change::Retained { topic, message: None, author });
             }
         } else if self.retained.fits(&topic, weight(&message), &self.settings) {
-            let message = Arc::new(message.unshared());
+            // Who subscribes later gets it as of then.
+            let message = Arc::new(Message { place: None, ..message.unshared() });
             self.retained.insert(message.clone(), author.clone());
             out.changes.push(Change::Retained { topic, message: Some(message), author });
         } else {

@@ -170,6 +170,7 @@ impl State {
                 self.fault(connection, reason, now, out);
             }
             Event::Closed { connection, reason: None } => self.disconnected(connection, now, out),
+            Event::Publish(message) => self.publish_own(message, now, out),
             Event::Message { message, stored } => self.bring(message, stored, now, out),
             Event::Loaded { session, entries, complete } => {
                 if let Some(found) = self.sessions.get_mut(&session) {

@@ -43,6 +43,7 @@ impl State {
                 received_ms: now.wall_ms,
                 expires_ms: None,
                 encoded: Encoded::default(),
+                place: None,
             });
             // QoS 0 leaves nothing to be queued.
             self.fan_out(&message, now, out);

@@ -201,6 +201,7 @@ fn message(publish: Publish, publisher: ByteString, now: Now) -> Message {
         received_ms: now.wall_ms,
         expires_ms,
         encoded: Encoded::default(),
+        place: None,
     }
 }
 

@@ -354,6 +354,7 @@ mod tests {
             received_ms: 0,
             expires_ms: None,
             encoded: Encoded::default(),
+            place: None,
         };
         Entry {
             seq,

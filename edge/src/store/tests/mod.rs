@@ -83,6 +83,7 @@ fn message(topic: &str, payload: &str) -> Arc<Message> {
         received_ms: 1_700_000_000_000,
         expires_ms: None,
         encoded: Encoded::default(),
+        place: None,
     })
 }
 

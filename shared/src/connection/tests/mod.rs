@@ -137,6 +137,7 @@ fn delivery(payload: usize, packet_id: Option<u16>) -> Outgoing {
         received_ms: 0,
         expires_ms: None,
         encoded: Encoded::default(),
+        place: None,
     };
     let packet_id = packet_id.and_then(PacketId::new);
     Outgoing::Publish(Delivery {

@@ -142,6 +142,7 @@ fn message_of(sent: &Publish) -> Message {
         received_ms: 0,
         expires_ms: None,
         encoded: Encoded::default(),
+        place: None,
     }
 }
 

@@ -4,8 +4,13 @@ use bytes::Bytes;
 
 use super::{rights::join_as, world::*};
 use crate::{
-    mqtt::packet::Will,
-    session::{Event, RefusedPublish, Settings},
+    message::Message,
+    mqtt::{
+        Qos,
+        packet::{PublishProperties, Will},
+        write::Encoded,
+    },
+    session::{Change, Decision, Event, RefusedPublish, Settings},
 };
 
 fn own(w: &mut World, values: &[(&'static str, &'static str)]) {
@@ -119,4 +124,36 @@ fn rules_decide_who_reads_what_the_broker_says() {
     let bob = join_as(&mut w, v5("b"), "bob");
     w.subscribe(bob, "$SYS/broker/clients/#", Q0);
     w.expect(bob, &["SUBACK 1 87"]);
+}
+
+fn of_the_host(topic: &str) -> std::sync::Arc<Message> {
+    std::sync::Arc::new(Message {
+        topic: topic.into(),
+        payload: Bytes::from_static(b"x"),
+        qos: Qos::AtLeastOnce,
+        retain: false,
+        properties: PublishProperties::default(),
+        publisher: None,
+        received_ms: 0,
+        expires_ms: None,
+        encoded: Encoded::default(),
+        place: None,
+    })
+}
+
+#[test]
+fn what_the_host_publishes_is_stored_as_a_clients_is_and_what_it_brings_is_not() {
+    let mut w = world();
+    w.join_subscribed(v5_kept("kept"), "a/#", Q1);
+    let mut out = Decision::default();
+    w.state.decide(Event::Publish(of_the_host("a/1")), w.now, &mut out);
+    assert!(out.wait);
+    let [Change::Message { queued, stored: None, .. }] = &out.changes[..] else {
+        panic!("{:?}", out.changes)
+    };
+    assert_eq!(queued.len(), 1);
+    out = Decision::default();
+    let message = of_the_host("a/2");
+    w.state.decide(Event::Message { message, stored: None }, w.now, &mut out);
+    assert!(matches!(&out.changes[..], [Change::Enqueued { queued, .. }] if queued.len() == 1));
 }

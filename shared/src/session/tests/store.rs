@@ -81,6 +81,7 @@ impl Store {
             Change::Received { session, packet_id } => {
                 assert!(self.received.insert((session, packet_id)));
             }
+            Change::Followed { .. } | Change::FollowsAnew => {}
             Change::Released { session, packet_id } => {
                 assert!(self.received.remove(&(session, packet_id)));
             }
