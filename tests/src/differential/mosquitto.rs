@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A running mosquitto without persistence; killed when dropped.
+/// A running mosquitto, without persistence unless told; killed when dropped.
 #[derive(Debug)]
 pub struct Mosquitto {
     child: Child,
@@ -64,6 +64,11 @@ impl Mosquitto {
             std::thread::yield_now();
         }
         Self { child, address: free, _folder: folder }
+    }
+
+    /// Process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 }
 
