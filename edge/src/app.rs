@@ -41,9 +41,9 @@ use crate::{
     listen::{self, Door},
     own,
     status::Status,
-    store::{self, After, LaneHandle, Opened, Plan, Store},
+    store::{self, After, Opened, Plan, Store},
     sys,
-    uplink::{self, Format, Uplink},
+    uplink::{self, Format, Part, Share, Uplink},
 };
 
 /// Items of connections that may wait for the broker; each may hold all of one read.
@@ -242,6 +242,7 @@ fn start_uplinks(
     let settings = &config.uplink;
     let Ok(address) = Address::parse(&settings.cloud) else { return Ok(uplinks) };
     let login = settings.login().map_err(AppError::Config)?;
+    let share = Share::new(settings.bytes_per_s);
     for lane in store.lanes() {
         let caller = Caller {
             address: address.clone(),
@@ -251,14 +252,12 @@ fn start_uplinks(
             keep_alive: Duration::from_secs(u64::from(settings.keep_alive_s)),
             login: login.clone(),
         };
-        let (store, lane) = (store.clone(), lane.clone());
+        let part = Part { store: store.clone(), lane: lane.clone(), share: share.lane() };
         match settings.format {
-            Format::Batches => {
-                start_uplink(&mut uplinks, store, lane, Batches(caller), settings, stop);
-            }
+            Format::Batches => start_uplink(&mut uplinks, part, Batches(caller), settings, stop),
             Format::Mqtt => {
                 let plain = Plain { caller, prefix: settings.prefix.clone() };
-                start_uplink(&mut uplinks, store, lane, plain, settings, stop);
+                start_uplink(&mut uplinks, part, plain, settings, stop);
             }
         }
     }
@@ -267,13 +266,12 @@ fn start_uplinks(
 
 fn start_uplink(
     uplinks: &mut JoinSet<Result<(), AppError>>,
-    store: Store,
-    lane: LaneHandle,
+    part: Part,
     dial: impl Dial + Sync,
     settings: &uplink::Settings,
     stop: &CancellationToken,
 ) {
-    let uplink = Uplink::new(store, lane, dial, settings.clone(), stop.clone());
+    let uplink = Uplink::new(part, dial, settings.clone(), stop.clone());
     uplinks.spawn(async move { uplink.run().await.map_err(AppError::from) });
 }
 

@@ -21,7 +21,7 @@ use rumqttc::{
 use tokio::{sync::mpsc, time::timeout};
 use tributary_shared::tasks;
 
-use super::{Answer, Caller, Dial, Link, Pipe, Report, Upload, Welcome};
+use super::{Answer, Caller, Dial, Link, Pipe, Report, Upload, Welcome, reasons};
 
 /// More than any window: rumqttc's own limits are never met.
 const LIMIT: u16 = 1024;
@@ -172,6 +172,8 @@ async fn pump(mut events: EventLoop, news: mpsc::Sender<Report>) {
 struct Tokens {
     sent: HashMap<u16, u64>,
     next: u64,
+    /// The cloud has taken something on this connection, and with it our topic.
+    taken: bool,
 }
 
 impl Tokens {
@@ -183,7 +185,16 @@ impl Tokens {
                 None
             }
             Event::Incoming(Packet::PubAck(ack)) => {
-                Some(Report::Answered(self.sent.remove(&ack.pkid)?, answer(&ack)))
+                let token = self.sent.remove(&ack.pkid)?;
+                let answer = match answer(&ack) {
+                    // All batches of a lane have one topic: while none was taken it is the edge that is refused.
+                    Answer::Never(code) if reasons::is_about_topic(code) && !self.taken => {
+                        Answer::NotNow(code)
+                    }
+                    answer => answer,
+                };
+                self.taken |= answer == Answer::Done;
+                Some(Report::Answered(token, answer))
             }
             _ => None,
         }
@@ -196,7 +207,7 @@ fn unreadable(error: &ConnectionError) -> Option<u8> {
         ConnectionError::MqttState(StateError::Deserialization(
             mqttbytes::Error::InvalidConnectReturnCode(code)
             | mqttbytes::Error::InvalidReason(code),
-        )) if is_permanent(*code) => Some(*code),
+        )) if reasons::is_about_batch(*code) => Some(*code),
         _ => None,
     }
 }
@@ -218,12 +229,7 @@ pub(super) fn answer(ack: &PubAck) -> Answer {
         .find_map(|(_, next)| next.parse().ok());
     match expected {
         Some(next) => Answer::Expected(next),
-        None if is_permanent(code) => Answer::Never(code),
+        None if reasons::is_about_batch(code) => Answer::Never(code),
         None => Answer::NotNow(code),
     }
-}
-
-/// Codes that say the same again to the same bytes: not authorized, topic, packet too large, payload, QoS.
-fn is_permanent(code: u8) -> bool {
-    matches!(code, 0x87 | 0x90 | 0x95 | 0x99 | 0x9B)
 }

@@ -12,6 +12,7 @@
 
 mod batches;
 mod plain;
+pub mod reasons;
 
 use std::{collections::HashMap, future::Future, time::Duration};
 

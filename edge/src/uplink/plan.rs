@@ -5,6 +5,12 @@
 //! outcome:       the row        its rest              done        a gap up to s, then the row
 //! ```
 //! The last case cannot be filled any more (a restored image, rows that were damaged): it is declared, never skipped.
+//!
+//! A row travels as it is stored. It is made into new batches, with the same sequences, only where it has to be: the cloud
+//! has part of it, it is too long for the cloud or the line, it is being searched for a message that is refused, or it is
+//! old and says so in a header.
+
+use std::ops::Range;
 
 use bytes::Bytes;
 use tributary_shared::record::{
@@ -19,36 +25,63 @@ const COUNT_MAX: u64 = 1 << 31;
 /// Bytes a batch may unpack to, far above what the store makes.
 const UNPACKED_MAX: usize = 32 * 1024 * 1024;
 
+/// A batch of fewer records is sent as it is: compressing it gains little.
+const COMPRESS_FROM: usize = 10;
+
 /// Bytes of a PUBLISH beside its payload, generously.
 const AROUND: usize = 1024;
 
-/// A row cannot be sent, for ever: it is to be given up for this reason.
+/// These sequences of a row cannot be sent, for ever: they are to be given up for this reason.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Unsendable(pub(super) String);
+pub(super) struct Unsendable {
+    pub(super) range: Range<u64>,
+    pub(super) why: String,
+}
 
-/// The uploads for `row`, in order; none: the cloud has all of it. `packet_bytes`: the longest packet it takes.
+/// Header of a record that was sent after newer ones of its lane.
+const HISTORICAL: &str = "historical";
+
+/// What batches have to be like.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape<'a> {
+    /// The longest packet the cloud takes.
+    pub(super) packet_bytes: usize,
+    /// Longer ones are sent in parts if they have parts.
+    pub(super) line_bytes: usize,
+    /// Sequences at which batches begin.
+    pub(super) cuts: &'a [u64],
+    /// Records get the header that says they are late.
+    pub(super) historical: bool,
+}
+
+/// The uploads for `row`, in order; none: the cloud has all of it.
 pub(super) fn plan(
     row: &OutboundRow,
     expected: Option<u64>,
-    packet_bytes: usize,
+    shape: Shape<'_>,
 ) -> Result<Vec<Upload>, Unsendable> {
     let mut uploads = Vec::new();
+    let unsendable = |why: String| Unsendable { range: row.s..row.end(), why };
+    let damaged = |error: BatchError| unsendable(format!("damaged on disk: {error}"));
     let expected = expected.unwrap_or(row.s);
     if expected >= row.end() {
         return Ok(uploads);
     }
     if expected < row.s {
-        gap(row.epoch, expected, row.s, "missing", &mut uploads).map_err(unsendable)?;
+        gap(row.epoch, expected, row.s, "missing", &mut uploads).map_err(damaged)?;
     }
     let from = expected.max(row.s);
     match (&row.reason, &row.body) {
         (Some(reason), _) => {
-            gap(row.epoch, from, row.end(), reason, &mut uploads).map_err(unsendable)?;
+            gap(row.epoch, from, row.end(), reason, &mut uploads).map_err(damaged)?;
         }
-        (None, None) => return Err(Unsendable("has no body".to_owned())),
+        (None, None) => return Err(unsendable("has no body".to_owned())),
         (None, Some(body)) => {
-            let batch = Batch::parse(body.clone()).map_err(unsendable)?;
-            if from == row.s && body.len() + AROUND <= packet_bytes {
+            let batch = Batch::parse(body.clone()).map_err(damaged)?;
+            let cut = shape.cuts.iter().any(|cut| (from + 1..row.end()).contains(cut));
+            let fits = body.len() + AROUND <= shape.packet_bytes
+                && (body.len() <= shape.line_bytes || row.n == 1);
+            if from == row.s && fits && !cut && !shape.historical {
                 uploads.push(Upload {
                     epoch: row.epoch,
                     s: row.s,
@@ -57,17 +90,31 @@ pub(super) fn plan(
                     payload: body.clone(),
                 });
             } else {
-                let records = batch.records(UNPACKED_MAX).map_err(unsendable)?;
-                let rest = records.get((from - row.s) as usize..).unwrap_or_default();
-                split(row.epoch, from, rest, packet_bytes, &mut uploads)?;
+                let mut records = batch.records(UNPACKED_MAX).map_err(damaged)?;
+                let mut rest = records.get_mut((from - row.s) as usize..).unwrap_or_default();
+                if shape.historical {
+                    for record in rest.iter_mut() {
+                        record.headers.push(historical());
+                    }
+                }
+                let mut s = from;
+                let inside = |cut: &&u64| (from + 1..row.end()).contains(*cut);
+                for cut in shape.cuts.iter().filter(inside).chain([&row.end()]) {
+                    let n = ((cut - s) as usize).min(rest.len());
+                    let (piece, after) = rest.split_at_mut(n);
+                    if !piece.is_empty() {
+                        split(row.epoch, s, piece, shape, &mut uploads)?;
+                    }
+                    (s, rest) = (*cut, after);
+                }
             }
         }
     }
     Ok(uploads)
 }
 
-fn unsendable(error: BatchError) -> Unsendable {
-    Unsendable(format!("damaged on disk: {error}"))
+fn historical() -> Header {
+    Header { name: HISTORICAL.into(), value: Some(Bytes::from_static(b"true")) }
 }
 
 /// New batches of these records, halved until each fits.
@@ -75,20 +122,26 @@ fn split(
     epoch: i64,
     s: u64,
     records: &[Record],
-    packet_bytes: usize,
+    shape: Shape<'_>,
     uploads: &mut Vec<Upload>,
 ) -> Result<(), Unsendable> {
-    let payload = seal(epoch, s, records, Compression::Zstd).map_err(unsendable)?;
-    if payload.len() + AROUND <= packet_bytes {
+    let unsendable = |why| Unsendable { range: s..s + records.len() as u64, why };
+    let compression =
+        if records.len() >= COMPRESS_FROM { Compression::Zstd } else { Compression::None };
+    let payload = seal(epoch, s, records, compression)
+        .map_err(|error| unsendable(format!("cannot be made a batch: {error}")))?;
+    let short = payload.len() <= shape.line_bytes || records.len() == 1;
+    if short && payload.len() + AROUND <= shape.packet_bytes {
         uploads.push(Upload { epoch, s, n: records.len() as u64, gap: None, payload });
         return Ok(());
     }
     if records.len() < 2 {
-        return Err(Unsendable(format!("larger than the {packet_bytes} bytes the cloud takes")));
+        let most = shape.packet_bytes;
+        return Err(unsendable(format!("larger than the {most} bytes the cloud takes")));
     }
     let (first, second) = records.split_at(records.len() / 2);
-    split(epoch, s, first, packet_bytes, uploads)?;
-    split(epoch, s + first.len() as u64, second, packet_bytes, uploads)
+    split(epoch, s, first, shape, uploads)?;
+    split(epoch, s + first.len() as u64, second, shape, uploads)
 }
 
 /// Declares [from, to) as given up; the payload says the same as one JSON record, for readers of the raw bytes.
@@ -136,6 +189,9 @@ fn seal(
 mod tests {
     use super::*;
 
+    const ANY: Shape<'static> =
+        Shape { packet_bytes: usize::MAX, line_bytes: usize::MAX, cuts: &[], historical: false };
+
     fn row(s: u64, n: u64) -> OutboundRow {
         let records: Vec<_> = (0..n)
             .map(|i| Record {
@@ -168,7 +224,7 @@ mod tests {
                 .map(|r| String::from_utf8_lossy(r.value.as_ref().unwrap()).into_owned());
             texts.collect::<Vec<_>>().join(" ")
         };
-        let uploads = plan(row, expected, bytes).unwrap();
+        let uploads = plan(row, expected, Shape { packet_bytes: bytes, ..ANY }).unwrap();
         uploads.iter().map(|u| (u.s, u.n, u.gap.is_some(), values(u))).collect()
     }
 
@@ -189,7 +245,7 @@ mod tests {
     #[test]
     fn the_untouched_row_is_sent_byte_for_byte() {
         let stored = row(0, 2);
-        let uploads = plan(&stored, None, usize::MAX).unwrap();
+        let uploads = plan(&stored, None, ANY).unwrap();
         assert_eq!(Some(&uploads[0].payload), stored.body.as_ref());
     }
 
@@ -211,9 +267,36 @@ mod tests {
             let body = seal(7, 0, &records, Compression::None).unwrap();
             OutboundRow { id: 1, epoch: 7, s: 0, n, reason: None, body: Some(body) }
         };
-        let parts = plan(&big(4), None, 8000).unwrap();
-        assert_eq!(parts.iter().map(|p| (p.s, p.n)).collect::<Vec<_>>(), [(0, 2), (2, 2)]);
-        assert!(plan(&big(1), None, 2000).unwrap_err().0.contains("larger"));
+        let two = Shape { packet_bytes: 8000, ..ANY };
+        let short = Shape { line_bytes: 2000, ..ANY };
+        let ranges = |shape| {
+            let parts = plan(&big(4), None, shape).unwrap();
+            parts.iter().map(|p| (p.s, p.n)).collect::<Vec<_>>()
+        };
+        assert_eq!(ranges(two), [(0, 2), (2, 2)]);
+        assert_eq!(ranges(short), [(0, 1), (1, 1), (2, 1), (3, 1)], "one record has no parts");
+        let small = Shape { packet_bytes: 2000, ..ANY };
+        let refused = plan(&big(2), Some(1), small).unwrap_err();
+        assert!(refused.range == (1..2) && refused.why.contains("larger"), "{refused:?}");
+    }
+
+    #[test]
+    fn a_batch_is_cut_where_it_is_searched() {
+        let cuts = [3, 11, 12, 40];
+        let uploads = plan(&row(10, 4), Some(11), Shape { cuts: &cuts, ..ANY }).unwrap();
+        assert_eq!(uploads.iter().map(|u| (u.s, u.n)).collect::<Vec<_>>(), [(11, 1), (12, 2)]);
+        assert_eq!(
+            check(&row(10, 4), Some(11), usize::MAX),
+            [(11, 3, false, "11 12 13".to_owned())]
+        );
+    }
+
+    #[test]
+    fn late_records_say_so_in_a_header() {
+        let uploads = plan(&row(0, 2), None, Shape { historical: true, ..ANY }).unwrap();
+        let records = Batch::parse(uploads[0].payload.clone()).unwrap().records(1 << 20).unwrap();
+        assert!(records.iter().all(|r| r.header("historical").is_some_and(|v| v == "true")));
+        assert_eq!((uploads[0].s, uploads[0].n, records.len()), (0, 2, 2));
     }
 
     #[test]
@@ -222,6 +305,6 @@ mod tests {
         let mut bytes = stored.body.unwrap().to_vec();
         *bytes.last_mut().unwrap() ^= 1;
         stored.body = Some(bytes.into());
-        assert!(plan(&stored, None, usize::MAX).unwrap_err().0.contains("damaged"));
+        assert!(plan(&stored, None, ANY).unwrap_err().why.contains("damaged"));
     }
 }

@@ -4,7 +4,8 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -13,8 +14,9 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     task::JoinHandle,
-    time::timeout,
+    time::{sleep, timeout},
 };
+use tokio_util::sync::CancellationToken;
 use tributary_shared::{
     message::Message,
     mqtt::{
@@ -31,7 +33,7 @@ use crate::{
     lane,
     link::{Address, Batches, Caller},
     status::Status,
-    store::{self, After, Opened, Plan},
+    store::{self, After, Error, Opened, Plan},
 };
 
 /// What the cloud does with one publish.
@@ -217,11 +219,15 @@ struct Edge {
 
 impl Edge {
     fn start(dir: &Path, cloud: SocketAddr) -> Self {
+        Self::start_with(dir, cloud, Settings::default(), lane::Settings::default())
+    }
+
+    fn start_with(dir: &Path, cloud: SocketAddr, settings: Settings, lane: lane::Settings) -> Self {
         let status = Arc::new(Status::default());
         let plan = Plan {
             dir: dir.to_owned(),
             edge_id: "gw1".to_owned(),
-            lanes: vec![lane::Settings::default()],
+            lanes: vec![lane],
             settings: store::Settings { ballast_bytes: 0, ..store::Settings::default() },
             after: After::Start,
         };
@@ -231,12 +237,16 @@ impl Edge {
             backoff_min_ms: 1,
             backoff_max_ms: 20,
             window_batches: 4,
-            ..Settings::default()
+            ..settings
         };
         let stop = CancellationToken::new();
+        let part = Part {
+            store: opened.store.clone(),
+            lane: opened.store.lanes()[0].clone(),
+            share: Share::new(settings.bytes_per_s).lane(),
+        };
         let uplink = Uplink::new(
-            opened.store.clone(),
-            opened.store.lanes()[0].clone(),
+            part,
             Batches(Caller {
                 address: Address::parse(&format!("mqtt://{cloud}")).unwrap(),
                 edge_id: "gw1".to_owned(),
@@ -423,30 +433,110 @@ async fn a_large_batch_on_a_slow_line_has_the_time_it_takes() {
     assert_eq!((seen.connects.len(), seen.batches, seen.duplicates), (1, 1, 0));
 }
 
-#[tokio::test]
-async fn what_is_refused_for_good_leaves_a_gap_and_the_lane_goes_on() {
-    // 0x95 is a code that rumqttc cannot read in a PUBACK: the connection breaks, and still it is understood.
-    for code in [0x99, 0x87, 0x95] {
-        let poison = move |_: usize, publish: &Publish| {
-            let is_batch = !publish.properties.user_properties.iter().any(|(k, _)| k == "gap");
-            let holds = publish.payload.windows(3).any(|bytes| bytes == b"500");
-            if is_batch && holds { Act::Say(code) } else { Act::Follow }
+/// Refuses every batch that holds one of these payloads.
+fn refuse(code: u8, poison: &'static [&'static str]) -> impl FnMut(usize, &Publish) -> Act {
+    move |_, publish| {
+        let user = &publish.properties.user_properties;
+        let batch = Batch::parse(publish.payload.clone()).unwrap();
+        let holds = |r: &tributary_shared::record::Record| {
+            poison.iter().any(|p| r.value.as_deref() == Some(p.as_bytes()))
         };
-        let (dir, cloud, mut edge) = setup(poison).await;
+        let bad = !user.iter().any(|(k, _)| k == "gap")
+            && batch.records(1 << 20).unwrap().iter().any(holds);
+        if bad { Act::Say(code) } else { Act::Follow }
+    }
+}
+
+#[tokio::test]
+async fn a_message_refused_for_good_is_given_up_alone_and_all_others_arrive_once_and_in_order() {
+    // rumqttc cannot read 0x95, 0x9B and 0xF7 in a PUBACK: the connection breaks, and still it is understood.
+    for code in [0x99, 0x95, 0x9B, 0xF7] {
+        let (dir, cloud, mut edge) = setup(refuse(code, &["40", "41", "99", "302"])).await;
         edge.publish(0, 2).await;
-        edge.publish(500, 1).await;
-        edge.publish(2, 1).await;
+        edge.publish(2, 300).await;
+        edge.publish(302, 1).await;
+        edge.publish(303, 50).await;
         edge.drained().await;
+        edge.publish(353, 1).await;
+        edge.drained().await;
+        let given_up = edge.status.lane("normal").given_up.get();
         edge.stop().await;
         let seen = cloud.seen.lock().unwrap();
-        assert_eq!(seen.records, numbers(3), "{code:#x}");
+        let mut good = numbers(354);
+        good.retain(|text| !["40", "41", "99", "302"].contains(&&**text));
+        assert_eq!(seen.records, good, "{code:#x}");
         let reason = format!("refused by the cloud: {code:#04x}");
-        assert_eq!(seen.gaps, [(2, 1, reason)]);
+        let gaps = [40, 41, 99, 302].map(|s| (s, 1, reason.clone()));
+        assert_eq!((&seen.gaps[..], given_up), (&gaps[..], 4), "{code:#x}");
         let db = rusqlite::Connection::open(dir.path().join("edge.db")).unwrap();
         let kept: i64 =
             db.query_row("SELECT count(*) FROM quarantine", [], |row| row.get(0)).unwrap();
-        assert_eq!(kept, 1);
+        assert_eq!(kept, 4);
+        assert_eq!(seen.connects.len() == 1, code == 0x99, "{code:#x}");
     }
+}
+
+#[tokio::test]
+async fn an_edge_that_is_refused_whole_gives_nothing_up() {
+    // 0x90: our own topic, the same for every batch.
+    for code in [0x80, 0x83, 0x87, 0x97, 0x90] {
+        let allowed = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let (asked, mut ask) = tokio::sync::mpsc::channel(1000);
+        let open = allowed.clone();
+        let (_dir, cloud, mut edge) = setup(move |_, _| {
+            asked.try_send(()).unwrap();
+            if open.load(Relaxed) { Act::Follow } else { Act::Say(code) }
+        })
+        .await;
+        edge.publish(0, 20).await;
+        for _ in 0..6 {
+            ask.recv().await.unwrap();
+        }
+        let lane = edge.status.lane("normal");
+        assert_eq!((lane.messages.get(), lane.given_up.get()), (20, 0), "{code:#x}");
+        allowed.store(true, Relaxed);
+        edge.drained().await;
+        edge.stop().await;
+        let seen = cloud.seen.lock().unwrap();
+        assert_eq!((seen.records.clone(), seen.gaps.len()), (numbers(20), 0), "{code:#x}");
+    }
+}
+
+#[tokio::test]
+async fn a_topic_refused_after_the_lane_was_taken_is_about_the_batch() {
+    let (_dir, cloud, mut edge) = setup(refuse(0x90, &["5"])).await;
+    edge.publish(0, 3).await;
+    edge.drained().await;
+    edge.publish(3, 7).await;
+    edge.drained().await;
+    edge.stop().await;
+    let seen = cloud.seen.lock().unwrap();
+    assert_eq!(seen.records.len(), 9);
+    assert_eq!(seen.gaps, [(5, 1, "refused by the cloud: 0x90".to_owned())]);
+}
+
+#[tokio::test]
+async fn a_cloud_that_refuses_everything_does_not_empty_an_edge() {
+    let dir = tempfile::tempdir().unwrap();
+    let (asked, mut ask) = tokio::sync::mpsc::channel(1000);
+    let cloud = Cloud::start(true, move |_, publish| {
+        asked.try_send(()).unwrap();
+        let gap = publish.properties.user_properties.iter().any(|(k, _)| k == "gap");
+        if gap { Act::Follow } else { Act::Say(0x99) }
+    })
+    .await;
+    let settings = Settings { give_ups_per_hour: 5, ..Settings::default() };
+    let lane = lane::Settings::default();
+    let mut edge = Edge::start_with(dir.path(), cloud.address, settings, lane);
+    edge.publish(0, 64).await;
+    // Searching: 5 gaps, and the sixth single message that is refused is the last thing that is sent.
+    while cloud.seen.lock().unwrap().gaps.len() < 5 {
+        ask.recv().await.unwrap();
+    }
+    ask.recv().await.unwrap();
+    let lane = edge.status.lane("normal");
+    assert_eq!((lane.given_up.get(), lane.messages.get()), (5, 59));
+    edge.stop().await;
 }
 
 #[tokio::test]

@@ -1,0 +1,227 @@
+//! One lane's task: does what [`Sending`] says, with one connection at a time.
+//!
+//! In: rows of [`Store`], reports of a [`Link`]. Out: uploads, marks, give-ups, numbers, log lines.
+//! Change here: how it is done. Not here: what is done (`sending`), MQTT (`link`).
+
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant},
+};
+
+use tokio::time::{sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tributary_shared::backoff::Backoff;
+
+use super::{
+    Settings,
+    sending::{Note, Read, Sending, Step},
+    share::LaneShare,
+};
+use crate::{
+    link::{Dial, Link, Report, Welcome, reasons},
+    store::{Error, LaneHandle, Store},
+};
+
+/// What a lane's task works with.
+#[derive(Debug)]
+pub struct Part {
+    /// An open store.
+    pub store: Store,
+    /// The lane.
+    pub lane: LaneHandle,
+    /// Its part of the line.
+    pub share: LaneShare,
+}
+
+/// One lane's task.
+#[derive(Debug)]
+pub struct Uplink<D> {
+    store: Store,
+    lane: LaneHandle,
+    dial: D,
+    stop: CancellationToken,
+    sending: Sending,
+    backoff: Backoff,
+    /// Confirmations when the backoff was last looked at.
+    confirmed: u64,
+}
+
+/// Why a connection is over.
+enum End {
+    Stopped,
+    Lost { why: String, progress: bool },
+    Store(Error),
+}
+
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl<D: Dial> Uplink<D> {
+    /// For one lane.
+    pub fn new(part: Part, dial: D, settings: Settings, stop: CancellationToken) -> Self {
+        let Part { store, lane, share } = part;
+        let ms = Duration::from_millis;
+        Self {
+            backoff: Backoff::new(ms(settings.backoff_min_ms), ms(settings.backoff_max_ms)),
+            sending: Sending::new(settings, lane.status.acked_id.get(), share),
+            confirmed: 0,
+            store,
+            lane,
+            dial,
+            stop,
+        }
+    }
+
+    /// Runs until stopped; returns an error only if the store fails.
+    pub async fn run(mut self) -> Result<(), Error> {
+        let stop = self.stop.clone();
+        loop {
+            let attempt = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                attempt = self.dial.dial() => attempt,
+            };
+            let end = match attempt {
+                Ok((link, welcome)) => self.connection(link, welcome).await,
+                Err(why) => End::Lost { why, progress: false },
+            };
+            self.lane.status.connected.store(false, Relaxed);
+            let wait = match end {
+                End::Stopped => return Ok(()),
+                End::Store(error) => return Err(error),
+                End::Lost { why, progress } => {
+                    if progress {
+                        self.backoff.reset();
+                    }
+                    let wait = self.wait();
+                    tracing::warn!(lane = %self.lane.status.name, why, ?wait, "no connection to the cloud");
+                    wait
+                }
+            };
+            tokio::select! { () = stop.cancelled() => return Ok(()), () = sleep(wait) => {} }
+        }
+    }
+
+    /// The next wait; a new series if anything was confirmed since the last.
+    fn wait(&mut self) -> Duration {
+        let confirmed = self.sending.done().uploads;
+        if confirmed != self.confirmed {
+            self.confirmed = confirmed;
+            self.backoff.reset();
+        }
+        self.backoff.next_wait()
+    }
+
+    async fn connection(&mut self, mut link: Link, welcome: Welcome) -> End {
+        tracing::info!(lane = %self.lane.status.name, epochs = welcome.expect.len(), "connected to the cloud");
+        self.lane.status.connected.store(true, Relaxed);
+        self.lane.status.connects.add(1);
+        self.sending.connected(welcome, now());
+        let end = self.serve(&mut link).await.unwrap_or_else(|end| end);
+        if let End::Stopped = end {
+            self.sending.closed("stopped".to_owned(), None);
+            // What was confirmed and not yet told; losing it would only cost a resend.
+            if let Step::Tell(mark) = self.sending.next(now(), 0)
+                && let Err(error) = self.store.acked(self.lane.number, mark).await
+            {
+                return End::Store(error);
+            }
+            link.close().await;
+        }
+        end
+    }
+
+    async fn serve(&mut self, link: &mut Link) -> Result<End, End> {
+        let mut progress = self.store.progress();
+        loop {
+            let commits = progress.borrow_and_update().commits;
+            match self.sending.next(now(), commits) {
+                Step::Send(upload) => {
+                    self.lane.status.sent_bytes.add(upload.payload.len() as u64);
+                    if let Err(why) = link.send(upload) {
+                        self.sending.closed(why, None);
+                    }
+                }
+                Step::Read(read) => self.read(read, commits).await?,
+                Step::GiveUp { id, range, reason } => {
+                    tracing::error!(
+                        lane = %self.lane.status.name, id, ?range, reason,
+                        "messages are given up: see quarantine"
+                    );
+                    self.store.give_up(id, range, reason).await?;
+                }
+                Step::Tell(mark) => self.store.acked(self.lane.number, mark).await?,
+                Step::Backoff(code) => {
+                    let wait = self.wait();
+                    let why = reasons::words(code);
+                    tracing::warn!(
+                        lane = %self.lane.status.name, code = format!("{code:#04x}"), why, ?wait,
+                        "the cloud takes nothing now; nothing is lost"
+                    );
+                    self.sending.paused(now() + wait);
+                }
+                Step::Say(note) => self.say(&note),
+                Step::End { why, progress } => return Ok(End::Lost { why, progress }),
+                Step::Wait { until, commits } => tokio::select! {
+                    () = self.stop.cancelled() => return Ok(End::Stopped),
+                    report = link.report() => self.take(report),
+                    changed = progress.changed(), if commits => if changed.is_err() {
+                        return Err(End::Store(Error::Closed));
+                    },
+                    () = at(until), if until.is_some() => {}
+                },
+            }
+        }
+    }
+
+    fn take(&mut self, report: Report) {
+        match report {
+            Report::Answered(token, answer) => self.sending.answered(token, answer, now()),
+            Report::Closed { why, refused } => self.sending.closed(why, refused),
+        }
+    }
+
+    async fn read(&mut self, read: Read, commits: u64) -> Result<(), Error> {
+        let (store, lane) = (&self.store, self.lane.number);
+        let mut rows = store.read_lane(lane, read.after, read.rows, read.bytes).await?;
+        if let Some(after) = self.sending.worth_merging(read, &rows)
+            && store.merge(lane, after).await? > 0
+        {
+            rows = store.read_lane(lane, read.after, read.rows, read.bytes).await?;
+        }
+        self.sending.rows(read, rows, commits);
+        Ok(())
+    }
+
+    fn say(&self, note: &Note) {
+        let lane = &self.lane.status.name;
+        match note {
+            Note::Rewind => self.lane.status.rewinds.add(1),
+            Note::Searching { epoch, range, code } => tracing::warn!(
+                %lane, epoch, ?range, code = format!("{code:#04x}"), why = reasons::words(*code),
+                "the cloud refuses a batch: searching for the message"
+            ),
+            Note::Storm { code, wait } => tracing::error!(
+                %lane, code = format!("{code:#04x}"), why = reasons::words(*code), ?wait,
+                "the cloud refuses nearly every message: check its settings; the rest waits here"
+            ),
+            Note::GapRefused(code) => tracing::error!(
+                %lane, code = format!("{code:#04x}"), why = reasons::words(*code),
+                "the cloud does not take the record that says what was given up"
+            ),
+        }
+    }
+}
+
+/// The time as the runtime has it: tests and simulations hold it.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+async fn at(time: Option<Instant>) {
+    if let Some(time) = time {
+        sleep_until(time.into()).await;
+    }
+}
