@@ -10,6 +10,7 @@ use tributary_edge::{
         Failed, check, doctor,
         passwd::{self, Change},
         publish::Pub,
+        quarantine::Quarantine,
         serve::Serve,
         status::Status,
         sub::Sub,
@@ -64,6 +65,12 @@ enum Command {
     ///
     /// Example: tributary-edge status --admin 127.0.0.1:8081
     Status(Status),
+    /// What the cloud refused for good: list, export, retry, drop.
+    ///
+    /// Works on the data folder, while the edge runs or not.
+    ///
+    /// Example: tributary-edge quarantine export --data /var/lib/tributary-edge
+    Quarantine(Quarantine),
     /// Print messages as they come, with mosquitto_sub's flags.
     Sub(Sub),
     /// Publish messages, with mosquitto_pub's flags.
@@ -107,6 +114,7 @@ fn main() -> ExitCode {
         Command::Passwd(passwd) => passwd.run(),
         Command::Doctor(serve) => client(doctor::run(&serve)),
         Command::Status(status) => client(status.run()),
+        Command::Quarantine(quarantine) => quarantine.run().map_err(Into::into),
         Command::Sub(sub) => client(sub.run()),
         Command::Pub(publish) => client(publish.run()),
     };

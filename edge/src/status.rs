@@ -75,6 +75,10 @@ pub struct Status {
     pub queue_bytes: Number,
     /// Queue entries on disk.
     pub queue_entries: Number,
+    /// Messages in the quarantine.
+    pub quarantine_messages: Number,
+    /// Bytes of them.
+    pub quarantine_bytes: Number,
     /// Times the store was reopened after a failure.
     pub store_reopened: Number,
     /// The store takes changes.

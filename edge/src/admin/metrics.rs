@@ -79,6 +79,9 @@ fn commits(page: &mut Page, status: &Status) {
         status.queue_bytes.get(),
     );
     page.gauge("queue_stored_messages", "Queue entries on disk", status.queue_entries.get());
+    let (messages, bytes) = (&status.quarantine_messages, &status.quarantine_bytes);
+    page.gauge("quarantine_messages", "Messages that the cloud refused for good", messages.get());
+    page.gauge("quarantine_bytes", "Bytes of them as they are kept", bytes.get());
     page.counter(
         "store_reopened_total",
         "Times the store failed and was opened again",

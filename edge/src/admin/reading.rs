@@ -43,6 +43,9 @@ pub struct Reading {
     pub buffered_bytes: u64,
     pub synced: u64,
     pub given_up: u64,
+    /// Messages that the cloud refused for good.
+    pub quarantined: u64,
+    pub quarantined_bytes: u64,
     /// All lanes are connected to the cloud.
     pub connected: bool,
     pub db_bytes: u64,
@@ -108,6 +111,8 @@ impl Reading {
             buffered_bytes: total(|lane| lane.bytes),
             synced: total(|lane| lane.synced),
             given_up: total(|lane| lane.given_up),
+            quarantined: status.quarantine_messages.get(),
+            quarantined_bytes: status.quarantine_bytes.get(),
             connected: !lanes.is_empty() && lanes.iter().all(|lane| lane.connected),
             db_bytes: status.db_bytes.get(),
             disk_free_bytes: shown.disk_free(),

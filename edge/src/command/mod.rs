@@ -4,6 +4,7 @@
 //! check passwd    settings in plain words; the password file
 //! status          what a running edge does
 //! doctor          what an edge needs, each thing looked at
+//! quarantine      what the cloud refused for good
 //! sub pub         an MQTT client for a quick look
 //! ```
 //! Each file holds one command with its arguments. Exit codes: 0 done, 1 it could not be done, 2 wrong arguments, 3 a broker said
@@ -15,6 +16,7 @@ pub mod doctor;
 mod http;
 pub mod passwd;
 pub mod publish;
+pub mod quarantine;
 pub mod serve;
 pub mod status;
 pub mod sub;

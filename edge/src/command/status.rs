@@ -131,6 +131,7 @@ fn screen(before: &Reading, now: &Reading, seconds: f64) -> String {
         ("since start", format!("{} in, {} out, {} dropped", now.received, now.sent, now.dropped)),
         ("queues", format!("{} messages, {}", now.queued, bytes(now.queued_bytes))),
         ("disk", format!("{} used, {free} free, {commit} a commit", bytes(now.db_bytes))),
+        ("quarantine", format!("{} messages, {}", now.quarantined, bytes(now.quarantined_bytes))),
         ("memory", bytes(now.memory_bytes)),
     ] {
         let _ = writeln!(out, "{name:<12} {text}");

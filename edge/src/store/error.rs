@@ -28,6 +28,16 @@ pub enum Error {
         /// In the program.
         known: usize,
     },
+    /// The file was written by an earlier release, and is not ours to change.
+    #[error(
+        "the store has version {found}, this program's is {known}; start the edge once with this program"
+    )]
+    Older {
+        /// In the file.
+        found: usize,
+        /// In the program.
+        known: usize,
+    },
     /// An SQLite file, but not ours.
     #[error("the store's file is another program's database")]
     Foreign,

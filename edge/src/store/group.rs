@@ -23,6 +23,7 @@ use super::{
     Error, LOCAL, Settings, budget, entries, followed, lane_start,
     needed::Needed,
     outbound::{LaneState, ROW_BYTES},
+    quarantine::Held,
     queues::{self, Queues, Trimmed},
     sessions,
 };
@@ -39,6 +40,7 @@ pub(super) struct State {
     pub(super) status: Arc<Status>,
     pub(super) lanes: Vec<LaneState>,
     pub(super) queues: Queues,
+    pub(super) quarantine: Held,
     /// The disk is full: QoS 0, which nobody was promised anything for, is not kept.
     pub(super) full: bool,
     /// Next batch counter.
@@ -236,6 +238,15 @@ impl<'a> Group<'a> {
     }
 
     fn append(&mut self, lane: u16, message: &Message) -> Result<(u64, u64), Error> {
+        self.append_record(lane, mqtt::to_record(message))
+    }
+
+    /// Appends what was in a lane before.
+    pub(super) fn append_again(&mut self, lane: u16, record: &Record) -> Result<(), Error> {
+        self.append_record(lane, record.clone()).map(drop)
+    }
+
+    fn append_record(&mut self, lane: u16, mut record: Record) -> Result<(u64, u64), Error> {
         let at = self.building.iter().position(|b| b.lane == lane);
         let full = at.and_then(|at| self.building.get(at)).is_some_and(|b| {
             b.builder.count() >= self.state.settings.batch_messages
@@ -252,11 +263,10 @@ impl<'a> Group<'a> {
         let at = if let Some(at) = at {
             at
         } else {
-            let building = self.start(lane, message.received_ms)?;
+            let building = self.start(lane, record.timestamp_ms)?;
             self.building.push(building);
             self.building.len() - 1
         };
-        let mut record = mqtt::to_record(message);
         if lane != LOCAL
             && let Some(lane) = self.state.lane(lane)
         {

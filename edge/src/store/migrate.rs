@@ -52,7 +52,12 @@ const STEPS: &[&str] = &[
        source INTEGER PRIMARY KEY,
        next   INTEGER NOT NULL
      )",
+    // 1: somebody wants it back in its lane. Written by `tributary-edge quarantine`, also while the edge runs.
+    "ALTER TABLE quarantine ADD COLUMN wanted INTEGER NOT NULL DEFAULT 0",
 ];
+
+/// The version of this program's files.
+pub(super) const VERSION: usize = STEPS.len();
 
 /// Brings the file to the newest version, one transaction a step.
 pub(super) fn migrate(db: &Connection) -> Result<(), Error> {

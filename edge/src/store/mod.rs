@@ -24,6 +24,7 @@ mod entries;
 mod error;
 mod followed;
 mod group;
+mod kept;
 mod merge;
 mod migrate;
 mod needed;
@@ -46,6 +47,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tributary_shared::session::{SessionId, action::Change, event::LoadedEntry};
 
 pub use error::Error;
+pub use kept::{Entry as KeptEntry, Kept};
 pub use open::{After, Opened, Plan, Prepared, open, prepare};
 pub use outbound::{Mark, OutboundRow};
 pub use reader::Reader;

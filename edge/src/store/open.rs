@@ -16,7 +16,10 @@ use std::{
 };
 
 use rusqlite::{Connection, OpenFlags};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tributary_shared::session::Restored;
 
 use super::{
@@ -25,6 +28,7 @@ use super::{
     lane_start,
     migrate::migrate,
     outbound,
+    quarantine::Held,
     queues::{PACKED, Queues, Trimmings},
     reader::Reader,
     room::Room,
@@ -33,7 +37,7 @@ use super::{
 };
 use crate::{lane, status::Status};
 
-const FILE: &str = "edge.db";
+pub(super) const FILE: &str = "edge.db";
 const LOCK: &str = "lock";
 const BALLAST: &str = "ballast";
 /// Bytes of a page of the file.
@@ -176,8 +180,19 @@ fn connect_halves(
     let followed = followed::load(&db)?;
     state.status.disk_full.store(false, Relaxed);
     let pending = VecDeque::new();
-    let writing =
-        Writer { db, state, commands: inbox, pending, progress, trimmed: shared, room, lock };
+    let outside = db.query_row("PRAGMA data_version", [], |row| row.get(0))?;
+    let writing = Writer {
+        db,
+        state,
+        commands: inbox,
+        pending,
+        progress,
+        trimmed: shared,
+        room,
+        looked: Instant::now(),
+        outside,
+        lock,
+    };
     let reading = Reader { db: read, queries: questions };
     let store = Store { commands: commands.clone(), queries, progress: watched, trimmed, lanes };
     let journal = Journal { commands, last: 0 };
@@ -227,8 +242,10 @@ fn load(
         counter: counter.max(acked.unwrap_or(0)) + 1,
         lanes,
         queues,
+        quarantine: Held::load(&db)?,
         full: false,
     };
+    state.quarantine.publish(status);
     Ok((db, state, restored))
 }
 

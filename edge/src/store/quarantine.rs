@@ -1,32 +1,86 @@
 //! What the cloud refused for good: out of the lane's way, kept for people.
 //!
-//! In: a row and which of its messages are given up. Out: their bodies in the quarantine, a gap in their place.
-//! Change here: what is kept of them. Not here: how a row is cut (`parts`), what goes when a lane is full (`budget`).
+//! In: a row and which of its messages are given up; what people want retried. Out: their bodies in the quarantine, a gap
+//! in their place; new messages at the end of their lane.
+//! Change here: what is kept of them. Not here: how a row is cut (`parts`), what goes when a lane is full (`budget`),
+//! what people see of it (`kept`).
 
 use std::ops::Range;
 
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension};
 
+use tributary_shared::record::{Batch, BatchError, Record, mqtt::header};
+
 use super::{
     Error,
-    group::State,
+    group::{Group, State},
     outbound::{OutboundRow, ROW_BYTES, unsigned},
     parts::{self, Taken},
     queues,
+    reader::UNPACKED_MAX,
 };
+use crate::status::Status;
 
-/// Gives messages of a row up. Answers how many.
+/// Batches a commit puts back into their lanes.
+const RETRIES: u64 = 16;
+
+/// What it holds; copied before each commit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) messages: u64,
+    pub(super) bytes: u64,
+    /// Batches that somebody wants retried.
+    pub(super) wanted: u64,
+}
+
+impl Held {
+    /// Counts it.
+    pub(super) fn load(db: &Connection) -> Result<Self, Error> {
+        let held = db
+            .prepare_cached(
+                "SELECT coalesce(sum(n), 0), coalesce(sum(length(body)), 0), coalesce(sum(wanted), 0)
+                 FROM quarantine",
+            )?
+            .query_row([], |row| {
+                let (messages, bytes) = (unsigned(row, 0)?, unsigned(row, 1)?);
+                Ok(Self { messages, bytes, wanted: unsigned(row, 2)? })
+            })?;
+        Ok(held)
+    }
+
+    /// Shows it.
+    pub(super) fn publish(&self, status: &Status) {
+        status.quarantine_messages.set(self.messages);
+        status.quarantine_bytes.set(self.bytes);
+    }
+
+    fn remove(&mut self, messages: u64, bytes: u64) {
+        self.messages = self.messages.saturating_sub(messages);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+/// What giving up came to.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct GivenUp {
+    /// Messages of the row.
+    pub(super) messages: u64,
+    /// Messages that the quarantine had no room for any more.
+    pub(super) forgotten: u64,
+}
+
+/// Gives messages of a row up.
 pub(super) fn give_up(
     db: &Connection,
     state: &mut State,
     id: u64,
     range: Range<u64>,
     reason: &str,
-) -> Result<u64, Error> {
+) -> Result<GivenUp, Error> {
     let number = (id >> 48) as u16;
     if state.lane(number).is_none() {
-        return Ok(0);
+        return Ok(GivenUp::default());
     }
     let found = db
         .prepare_cached(
@@ -39,27 +93,29 @@ pub(super) fn give_up(
             Ok((stored, unsigned(row, 4)?, row.get::<_, i64>(5)?))
         })
         .optional()?;
-    let Some((row, bytes, made_ms)) = found else { return Ok(0) };
+    let Some((row, bytes, made_ms)) = found else { return Ok(GivenUp::default()) };
     let range = range.start.max(row.s)..range.end.min(row.end());
     if range.is_empty() {
-        return Ok(0);
+        return Ok(GivenUp::default());
     }
     queues::rescue(db, state, id)?;
     let before = parts::lost(db, id)?;
     let (taken, left) = parts::cut(db, &row, &range, reason)?;
     for taken in &taken {
         keep(db, number, &row, taken, made_ms)?;
+        state.quarantine.messages += taken.n;
+        state.quarantine.bytes += taken.body.len() as u64;
     }
-    make_room(db, state.settings.quarantine_bytes)?;
+    let forgotten = make_room(db, state)?;
     let lost = parts::lost(db, id)?;
     let bytes_now = settle(db, &row, left)?;
     let n = lost.saturating_sub(before);
-    let Some(lane) = state.lane(number) else { return Ok(n) };
+    let Some(lane) = state.lane(number) else { return Ok(GivenUp::default()) };
     lane.messages = lane.messages.saturating_sub(n);
     lane.bytes = (lane.bytes + bytes_now).saturating_sub(bytes);
     lane.info.status.given_up.add(n);
     lane.save(db)?;
-    Ok(n)
+    Ok(GivenUp { messages: n, forgotten })
 }
 
 /// The row has parts now, or is one gap. Answers what it counts for.
@@ -103,15 +159,67 @@ fn keep(
     Ok(())
 }
 
-/// The oldest go until what is kept is within its limit.
-fn make_room(db: &Connection, cap: u64) -> Result<(), Error> {
-    loop {
-        let held = db
-            .prepare_cached("SELECT coalesce(sum(length(body)), 0) FROM quarantine")?
-            .query_row([], |row| unsigned(row, 0))?;
-        let oldest = "DELETE FROM quarantine WHERE id = (SELECT min(id) FROM quarantine)";
-        if held <= cap || db.prepare_cached(oldest)?.execute([])? == 0 {
-            return Ok(());
-        }
+/// The oldest go until what is kept is within its limit. Answers how many messages went.
+fn make_room(db: &Connection, state: &mut State) -> Result<u64, Error> {
+    let mut forgotten = 0;
+    while state.quarantine.bytes > state.settings.quarantine_bytes {
+        let Some((n, bytes)) = db
+            .prepare_cached(
+                "DELETE FROM quarantine WHERE id = (SELECT min(id) FROM quarantine)
+                 RETURNING n, length(body)",
+            )?
+            .query_row([], |row| Ok((unsigned(row, 0)?, unsigned(row, 1)?)))
+            .optional()?
+        else {
+            state.quarantine = Held::default();
+            break;
+        };
+        state.quarantine.remove(n, bytes);
+        forgotten += n;
     }
+    Ok(forgotten)
+}
+
+/// Puts what is wanted back at the end of its lane, as new messages of the time they were first received.
+pub(super) fn retry(group: &mut Group<'_>) -> Result<(), Error> {
+    let mut found = group.db.prepare_cached(
+        "SELECT id, lane, body FROM quarantine WHERE wanted = 1 ORDER BY id LIMIT ?1",
+    )?;
+    let wanted = found
+        .query_map([RETRIES as i64], |row| {
+            Ok((unsigned(row, 0)?, row.get::<_, u16>(1)?, row.get::<_, Vec<u8>>(2)?))
+        })?
+        .collect::<Result<Vec<_>, _>>()?;
+    for (id, lane, body) in wanted {
+        let bytes = body.len() as u64;
+        match records(body) {
+            Ok(records) if group.state.lane(lane).is_some() => {
+                for record in &records {
+                    group.append_again(lane, record)?;
+                }
+                group.state.quarantine.remove(records.len() as u64, bytes);
+                let delete = "DELETE FROM quarantine WHERE id = ?1";
+                group.db.prepare_cached(delete)?.execute([id as i64])?;
+                tracing::warn!(id, messages = records.len(), "put back from the quarantine");
+            }
+            unfit => {
+                let why = unfit.err().map_or_else(|| "no such lane".to_owned(), |e| e.to_string());
+                tracing::error!(id, why, "cannot be put back from the quarantine");
+                let leave = "UPDATE quarantine SET wanted = 0 WHERE id = ?1";
+                group.db.prepare_cached(leave)?.execute([id as i64])?;
+            }
+        }
+        group.state.quarantine.wanted = group.state.quarantine.wanted.saturating_sub(1);
+    }
+    Ok(())
+}
+
+/// Without what said where they were in their lane.
+fn records(body: Vec<u8>) -> Result<Vec<Record>, BatchError> {
+    let mut records = Batch::parse(Bytes::from(body))?.records(UNPACKED_MAX)?;
+    let place = [header::EDGE_ID, header::EDGE_LANE, header::EDGE_SEQ];
+    for record in &mut records {
+        record.headers.retain(|header| !place.contains(&&*header.name));
+    }
+    Ok(records)
 }

@@ -28,7 +28,7 @@ use super::{
     group::{Group, State},
     merge, needed,
     outbound::LaneInfo,
-    quarantine,
+    quarantine::{self, Held},
     queues::{self, Trimmings},
     room::Room,
 };
@@ -38,6 +38,9 @@ const MARK_EVERY: Duration = Duration::from_secs(1);
 
 /// Bodies of queues are moved when nothing came for so long.
 const CHORE_AFTER: Duration = Duration::from_millis(50);
+
+/// How often the quarantine, if there is anything in it, is looked at for what people want.
+const OUTSIDE_EVERY: Duration = Duration::from_secs(2);
 
 /// A commit of at least so many changes means that publishers are busy.
 const BUSY: usize = 64;
@@ -59,6 +62,9 @@ pub struct Writer {
     pub(super) progress: watch::Sender<Progress>,
     pub(super) trimmed: Trimmings,
     pub(super) room: Room,
+    /// When and in which version the file was looked at for what other processes wrote.
+    pub(super) looked: time::Instant,
+    pub(super) outside: i64,
     /// Held as long as the file is open.
     pub(super) lock: File,
 }
@@ -109,7 +115,8 @@ impl Writer {
                 marks.applied = None;
             }
             last = changes(&group);
-            if (!group.is_empty() || marks.due() || queues::is_due(&self.state))
+            self.look_outside();
+            if (!group.is_empty() || marks.due() || self.has_chores())
                 && let Err(error) = self.commit(group, &mut marks).await
             {
                 tracing::error!(%error, "the store cannot commit; nothing is acknowledged any more");
@@ -129,6 +136,34 @@ impl Writer {
         }
     }
 
+    /// There is work that need not wait for a commit.
+    fn has_chores(&self) -> bool {
+        queues::is_due(&self.state) || (self.state.quarantine.wanted > 0 && !self.state.full)
+    }
+
+    /// Another process may have written what it wants of the quarantine.
+    fn look_outside(&mut self) {
+        if self.state.quarantine.messages == 0 || self.looked.elapsed() < OUTSIDE_EVERY {
+            return;
+        }
+        self.looked = time::Instant::now();
+        let seen = self
+            .db
+            .query_row("PRAGMA data_version", [], |row| row.get(0))
+            .map_err(Error::from)
+            .and_then(|version: i64| {
+                if version != self.outside {
+                    self.state.quarantine = Held::load(&self.db)?;
+                    self.state.quarantine.publish(&self.state.status);
+                }
+                Ok(version)
+            });
+        match seen {
+            Ok(version) => self.outside = version,
+            Err(error) => tracing::warn!(%error, "cannot see what is wanted of the quarantine"),
+        }
+    }
+
     /// Fills `group` with what is to be committed next. Answers when this is the last one.
     async fn collect(
         &mut self,
@@ -139,14 +174,16 @@ impl Writer {
         let mark = (!marks.waiting.is_empty()).then(|| {
             marks.applied.map_or(Duration::ZERO, |at| MARK_EVERY.saturating_sub(at.elapsed()))
         });
-        let chore = queues::is_due(&self.state).then_some(CHORE_AFTER);
-        let first = match mark.into_iter().chain(chore).chain(self.room.look_in()).min() {
-            None => self.next().await,
-            Some(wait) => match time::timeout(wait, self.next()).await {
-                Ok(first) => first,
-                Err(_) => return None,
-            },
-        };
+        let chore = self.has_chores().then_some(CHORE_AFTER);
+        let outside = (self.state.quarantine.messages > 0).then_some(OUTSIDE_EVERY);
+        let first =
+            match mark.into_iter().chain(chore).chain(outside).chain(self.room.look_in()).min() {
+                None => self.next().await,
+                Some(wait) => match time::timeout(wait, self.next()).await {
+                    Ok(first) => first,
+                    Err(_) => return None,
+                },
+            };
         let mut next = match first {
             None => return Some(None),
             Some(Command::Stop { reply }) => return Some(Some(reply)),
@@ -221,6 +258,7 @@ impl Writer {
         }
         self.state.status.queue_bytes.set(self.state.queues.bytes());
         self.state.status.queue_entries.set(self.state.queues.entries);
+        self.state.quarantine.publish(&self.state.status);
         let mut committed = None;
         let mut answers = answers;
         for command in group {
@@ -301,8 +339,10 @@ impl Writer {
                     merged.push(merge::merge(work.db, work.state, *lane, *after)?);
                 }
                 Command::GiveUp { id, range, reason, .. } => {
-                    let n = quarantine::give_up(work.db, work.state, *id, range.clone(), reason)?;
-                    work.dropped.push(("given_up", n));
+                    let gone =
+                        quarantine::give_up(work.db, work.state, *id, range.clone(), reason)?;
+                    work.dropped.push(("given_up", gone.messages));
+                    work.dropped.push(("quarantine_full", gone.forgotten));
                 }
                 _ => {}
             }
@@ -315,6 +355,9 @@ impl Writer {
                     work.change(change)?;
                 }
             }
+        }
+        if work.state.quarantine.wanted > 0 && !work.state.full {
+            quarantine::retry(&mut work)?;
         }
         work.finish()?;
         let dropped = std::mem::take(&mut work.dropped);

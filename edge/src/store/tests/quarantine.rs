@@ -161,3 +161,104 @@ async fn a_body_that_cannot_be_read_is_given_up_whole_and_kept() {
     store.stop().await;
     assert_eq!(count(dir.path(), "quarantine"), 1);
 }
+
+#[tokio::test]
+async fn the_oldest_of_a_full_quarantine_go_and_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut plan = plan(dir.path());
+    plan.settings.quarantine_bytes = 5_000;
+    let mut store = Harness::open(&plan);
+    for i in 0..10 {
+        store.apply(vec![publish("up/a", &format!("{i:0>1000}"), vec![])]).await;
+    }
+    for row in store.rows().await {
+        store.opened.store.give_up(row.id, row.s..row.end(), "poison".to_owned()).await.unwrap();
+    }
+    let kept = store.status.quarantine_messages.get();
+    assert!((3..5).contains(&kept), "{kept}");
+    assert!(store.status.quarantine_bytes.get() <= 5_000);
+    assert_eq!(store.status.drops()["quarantine_full"], 10 - kept);
+    store.stop().await;
+    let kept_first = Kept::open(dir.path()).unwrap().next(0).unwrap().unwrap();
+    assert_eq!(kept_first.s, 10 - kept);
+}
+
+/// A store with `0` and `1` in the quarantine, and `2` in the lane.
+async fn refused(dir: &Path) -> Harness {
+    let mut store = Harness::open(&plan(dir));
+    for i in 0..3 {
+        store.apply(vec![publish("up/a", &i.to_string(), vec![])]).await;
+    }
+    for row in &store.rows().await[..2] {
+        let reason = "refused 0x99".to_owned();
+        store.opened.store.give_up(row.id, row.s..row.end(), reason).await.unwrap();
+    }
+    store
+}
+
+#[tokio::test]
+async fn what_is_retried_is_appended_once_at_the_end_of_its_lane() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = refused(dir.path()).await;
+    let kept = Kept::open(dir.path()).unwrap();
+    let first = kept.next(0).unwrap().unwrap();
+    assert_eq!((first.lane.as_str(), first.s, first.n), ("normal", 0, 1));
+    assert_eq!(first.reason, "refused 0x99");
+    // While the edge runs.
+    assert!(kept.retry(first.id).unwrap());
+    assert!(!kept.retry(99).unwrap());
+    let mut progress = store.opened.store.progress();
+    while store.status.quarantine_messages.get() > 1 {
+        progress.changed().await.unwrap();
+    }
+    let found = payloads(&store.rows().await);
+    assert_eq!(found, [("2".to_owned(), 2), ("0".to_owned(), 3)]);
+    // While it stands still, and through a crash.
+    let second = kept.next(0).unwrap().unwrap();
+    store.stop().await;
+    assert!(kept.retry(second.id).unwrap());
+    drop(kept);
+    let store = Harness::open(&plan(dir.path()));
+    let mut progress = store.opened.store.progress();
+    while store.status.quarantine_messages.get() > 0 {
+        progress.changed().await.unwrap();
+    }
+    let copy = crash(dir.path());
+    let again = Harness::open(&plan(copy.path()));
+    for store in [&store, &again] {
+        let rows = store.rows().await;
+        let texts: Vec<_> = payloads(&rows).into_iter().map(|(text, _)| text).collect();
+        assert_eq!(texts, ["2", "0", "1"]);
+        let batch = Batch::parse(rows.last().unwrap().body.clone().unwrap()).unwrap();
+        let record = batch.records(1 << 20).unwrap().remove(0);
+        let labels = record.headers.iter().filter(|one| one.name == header::EDGE_SEQ);
+        assert_eq!((labels.count(), record.timestamp_ms), (1, 1_700_000_000_000));
+    }
+    again.stop().await;
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_dropped_from_the_quarantine_is_gone_also_for_a_running_edge() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = refused(dir.path()).await;
+    let kept = Kept::open(dir.path()).unwrap();
+    let first = kept.next(0).unwrap().unwrap();
+    assert!(kept.drop_one(first.id).unwrap());
+    assert!(!kept.drop_one(first.id).unwrap());
+    while store.status.quarantine_messages.get() > 1 {
+        store.apply(vec![publish("local", "", vec![])]).await;
+    }
+    store.stop().await;
+    assert_eq!(kept.next(0).unwrap().unwrap().s, 1);
+}
+
+#[test]
+fn a_store_of_an_earlier_release_is_not_touched_from_outside() {
+    let dir = tempfile::tempdir().unwrap();
+    rusqlite::Connection::open(dir.path().join("edge.db"))
+        .unwrap()
+        .execute_batch("PRAGMA user_version=5")
+        .unwrap();
+    assert!(matches!(Kept::open(dir.path()), Err(Error::Older { found: 5, .. })));
+}
