@@ -7,6 +7,8 @@ use axum::{
 };
 use serde_json::{Value, json};
 
+use tributary_shared::clock::wall_ms;
+
 use super::{Failure, Shown};
 use crate::{
     log::{LogError, PartitionId, Stream, Watermarks},
@@ -79,7 +81,7 @@ async fn stream(
 
 /// Those that are connected or ever brought something. Counters are since this process started, marks are the log's.
 async fn edges(State(shown): State<Shown>) -> Result<Json<Value>, Failure> {
-    let live = shown.bridge.live().view();
+    let live = shown.bridge.live().view(wall_ms());
     let mut list = Vec::new();
     for view in &live {
         list.push(serde_json::to_value(view).unwrap_or_default());
@@ -104,7 +106,11 @@ async fn edges(State(shown): State<Shown>) -> Result<Json<Value>, Failure> {
             edge.insert("epochs".into(), epochs.into());
         }
     }
-    Ok(Json(json!({"edges": list, "takeovers": shown.bridge.live().takeovers()})))
+    let live = shown.bridge.live();
+    Ok(Json(json!({
+        "edges": list, "takeovers": live.takeovers(), "duplicate_ids": live.duplicate_ids(),
+        "duplicate_epochs": live.duplicate_epochs(),
+    })))
 }
 
 async fn routes(State(shown): State<Shown>) -> Json<Value> {

@@ -1,5 +1,7 @@
 //! The numbers of log, bridge and routes for `/metrics`. Heads publish their own.
 
+use tributary_shared::clock::wall_ms;
+
 use super::Shown;
 use crate::{bridge::EdgeView, log::PartitionId, status::Page};
 
@@ -54,7 +56,7 @@ const EDGE_COUNTERS: [(&str, &str, Read); 7] = [
 
 fn edges(shown: &Shown, page: &mut Page) {
     let live = shown.bridge.live();
-    let edges = live.view();
+    let edges = live.view(wall_ms());
     let connected = edges.iter().filter(|edge| edge.connected).count();
     page.gauge("tributary_edges_connected", "Edges connected", &[], connected as u64);
     page.counter(
@@ -62,6 +64,18 @@ fn edges(shown: &Shown, page: &mut Page) {
         "Edge connections ended by a newer one of the same edge and lane",
         &[],
         live.takeovers(),
+    );
+    page.counter(
+        "tributary_edge_duplicate_ids_total",
+        "Times that two live gateways with one edge id were noticed",
+        &[],
+        live.duplicate_ids(),
+    );
+    page.counter(
+        "tributary_edge_duplicate_epochs_total",
+        "Batches refused because other records came before under their epoch and sequences",
+        &[],
+        live.duplicate_epochs(),
     );
     for edge in edges.iter().take(SAMPLES_MAX) {
         for (name, help, read) in EDGE_COUNTERS {

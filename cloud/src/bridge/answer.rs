@@ -5,8 +5,10 @@
 //! gap                   0x83 with user property `expected` = next sequence: go back to there
 //! bad batch             0x99, too large 0x95: permanent, sending it again does not help
 //! store fails           0x80: try again
+//! epoch used twice      DISCONNECT 0x8E with user property `clash` = epoch: begin a new epoch for what is unsent
 //! ```
 
+use bytestring::ByteString;
 use tributary_shared::{
     mqtt::packet::{Ack, PacketId, Reason},
     record::BatchError,
@@ -14,6 +16,9 @@ use tributary_shared::{
 
 use super::upload::Refusal;
 use crate::log::{Committed, LogError};
+
+/// Longest reason string, bytes: any client's largest packet has room for it.
+const REASON_BYTES_MAX: usize = 256;
 
 /// The outcome of one upload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +32,8 @@ pub(super) enum Answer {
         /// The sequence to go on from.
         expected: u64,
     },
+    /// Other records came before under its epoch and sequences.
+    Clash,
     /// Refused for good.
     Refused {
         /// Code.
@@ -52,6 +59,7 @@ impl From<LogError> for Answer {
         let detail = error.to_string();
         match error {
             LogError::EdgeGap { expected } => Self::Gap { expected },
+            LogError::EdgeClash => Self::Clash,
             LogError::BatchTooLarge { .. } | LogError::BadBatch(BatchError::TooLarge(_)) => {
                 Self::Refused { reason: Reason::PACKET_TOO_LARGE, detail }
             }
@@ -74,26 +82,34 @@ impl From<Result<Committed, LogError>> for Answer {
 }
 
 impl Answer {
-    /// The PUBACK that says it.
+    /// The PUBACK that says it. A clash ends the connection instead.
     pub(super) fn to_ack(&self, packet_id: PacketId) -> Ack {
         let mut ack = Ack::new(packet_id, Reason::SUCCESS);
         match self {
             Self::Appended | Self::Duplicate => {}
             Self::Gap { expected } => {
                 ack.reason = Reason::IMPLEMENTATION_SPECIFIC;
+                ack.reason_string = Some(format!("sequence {expected} is next").into());
                 ack.user_properties = vec![("expected".into(), expected.to_string().into())];
             }
+            Self::Clash => ack.reason = Reason::IMPLEMENTATION_SPECIFIC,
             Self::Refused { reason, detail } => {
                 ack.reason = *reason;
-                ack.reason_string = Some(detail.as_str().into());
+                ack.reason_string = Some(words(detail));
             }
             Self::Failed { detail } => {
                 ack.reason = Reason::UNSPECIFIED;
-                ack.reason_string = Some(detail.as_str().into());
+                ack.reason_string = Some(words(detail));
             }
         }
         ack
     }
+}
+
+/// As a reason string: no longer than needed, nothing that MQTT forbids in a string.
+pub(super) fn words(detail: &str) -> ByteString {
+    let shown = detail.get(..detail.floor_char_boundary(REASON_BYTES_MAX)).unwrap_or_default();
+    shown.replace(char::is_control, " ").into()
 }
 
 #[cfg(test)]
@@ -113,6 +129,7 @@ mod tests {
             (Err(too_large), 0x95, None),
             (Err(LogError::BadBatch(BatchError::Magic(1))), 0x99, None),
             (Err(store), 0x80, None),
+            (Err(LogError::EdgeClash), 0x83, None),
             (Err(LogError::Closed), 0x80, None),
             (Err(LogError::NotOwner), 0x80, None),
         ] {
@@ -120,5 +137,11 @@ mod tests {
             assert_eq!(ack.reason.0, reason);
             assert_eq!(ack.user_properties.first().map(|(_, value)| &**value), expected);
         }
+    }
+
+    #[test]
+    fn a_reason_string_is_short_and_legal() {
+        assert_eq!(words("a\0b\nc"), "a b c");
+        assert_eq!(words(&"ü".repeat(1000)).len(), REASON_BYTES_MAX);
     }
 }

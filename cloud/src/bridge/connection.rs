@@ -20,16 +20,16 @@ use tributary_shared::{
     clock::wall_ms,
     mqtt::{
         Reader, Version,
-        packet::{Disconnect, Packet, PacketId, Publish, Reason, SubAck},
+        packet::{Disconnect, Packet, PacketId, Publish, Qos, Reason, SubAck},
         write::write,
     },
     telemetry::brief,
 };
 
 use super::{
-    Bridge,
-    answer::Answer,
-    divide::Divider,
+    Bridge, CLASH_PROPERTY,
+    answer::{Answer, words},
+    divide::{Divided, Divider},
     live::{Registration, Traffic},
     upload::{self, Content, Mark, Upload},
 };
@@ -55,8 +55,28 @@ enum Reply {
         window: Window,
     },
     Packet(Packet),
-    /// DISCONNECT with this reason, and nothing after it.
-    Last(Reason),
+    /// DISCONNECT with this, and nothing after it.
+    Last(Goodbye),
+}
+
+/// Why the connection ends, for its peer.
+struct Goodbye {
+    reason: Reason,
+    words: String,
+}
+
+impl From<(Reason, &str)> for Goodbye {
+    fn from((reason, words): (Reason, &str)) -> Self {
+        Self { reason, words: words.to_owned() }
+    }
+}
+
+impl Goodbye {
+    fn packet(&self) -> Packet {
+        let mut disconnect = Disconnect::new(self.reason);
+        disconnect.reason_string = Some(words(&self.words));
+        Packet::Disconnect(disconnect)
+    }
 }
 
 enum Outcome {
@@ -91,12 +111,19 @@ impl Connection {
         let messages = usize::from(self.bridge.settings.receive_maximum);
         let (replies, queue) = mpsc::channel(messages + OTHER_REPLIES);
         let traffic = self.registration.traffic.clone();
-        let mut writer = std::pin::pin!(write_replies(output, queue, traffic));
+        let told = Told { edge: self.edge.clone(), bridge: self.bridge.clone(), traffic };
+        let mut writer = std::pin::pin!(write_replies(output, queue, told));
         let read = async {
             let end = self.read(&mut input, reader, buffer, &replies).await;
-            if let Some(reason) = end {
+            if let Some(goodbye) = end {
+                tracing::warn!(
+                    edge = &*self.edge,
+                    code = goodbye.reason.0,
+                    why = goodbye.words,
+                    "an edge's connection is ended"
+                );
                 // The writer may be gone; then nobody needs to be told.
-                let _ = replies.send(Reply::Last(reason)).await;
+                let _ = replies.send(Reply::Last(goodbye)).await;
             }
             drop(replies);
         };
@@ -112,14 +139,14 @@ impl Connection {
         let _ = timeout(GOODBYE, rest).await;
     }
 
-    /// Reads until the end; `Some`: what to say in DISCONNECT.
+    /// Reads until the end; `Some`: what to say in DISCONNECT. What was submitted before is answered first.
     async fn read<R>(
         &mut self,
         input: &mut R,
         mut reader: Reader,
         mut buffer: BytesMut,
         replies: &mpsc::Sender<Reply>,
-    ) -> Option<Reason>
+    ) -> Option<Goodbye>
     where
         R: AsyncRead + Unpin,
     {
@@ -133,21 +160,25 @@ impl Connection {
                     Ok(Some(packet)) => packet,
                     Ok(None) => break,
                     Err(malformed) => {
-                        tracing::warn!(edge = &*self.edge, %malformed, "bridge: malformed packet");
-                        return Some(malformed.reason);
+                        let reason = malformed.reason;
+                        return Some(Goodbye { reason, words: malformed.to_string() });
                     }
                 };
                 let reply = match packet {
                     Packet::Publish(publish) => {
                         let Ok(message) = messages.clone().try_acquire_owned() else {
-                            return Some(Reason::RECEIVE_MAXIMUM_EXCEEDED);
+                            let why = "more unanswered uploads than the receive maximum in CONNACK";
+                            return Some((Reason::RECEIVE_MAXIMUM_EXCEEDED, why).into());
                         };
                         let share = publish.payload.len().min(self.bridge.settings.window_bytes);
                         let share = bytes.clone().acquire_many_owned(share as u32).await.ok();
                         let window = Window { _message: message, _bytes: share };
-                        // QoS 0 has no PUBACK to say no with.
-                        let Some(packet_id) = publish.packet_id else {
-                            return Some(Reason::QOS_NOT_SUPPORTED);
+                        // Only QoS 1 has a PUBACK to say no with.
+                        let Some(packet_id) =
+                            publish.packet_id.filter(|_| publish.qos == Qos::AtLeastOnce)
+                        else {
+                            let why = "uploads are QoS 1, not 0 or 2";
+                            return Some((Reason::QOS_NOT_SUPPORTED, why).into());
                         };
                         let outcome = self.publish(&publish).await;
                         Reply::Upload { packet_id, outcome, window }
@@ -155,7 +186,10 @@ impl Connection {
                     Packet::Disconnect(_) => return None,
                     other => Reply::Packet(match answer_other(other) {
                         Ok(packet) => packet,
-                        Err(reason) => return Some(reason),
+                        Err(reason) => {
+                            let why = "an edge sends uploads, pings and subscriptions only";
+                            return Some((reason, why).into());
+                        }
                     }),
                 };
                 if replies.send(reply).await.is_err() {
@@ -165,12 +199,20 @@ impl Connection {
             buffer.reserve(16 * 1024);
             tokio::select! {
                 biased;
-                () = taken_over.cancelled() => return Some(Reason::SESSION_TAKEN_OVER),
-                () = stop.cancelled() => return Some(Reason::SERVER_SHUTTING_DOWN),
+                () = taken_over.cancelled() => {
+                    let why = "a newer connection of the same edge and lane has come";
+                    return Some((Reason::SESSION_TAKEN_OVER, why).into());
+                }
+                () = stop.cancelled() => {
+                    return Some((Reason::SERVER_SHUTTING_DOWN, "the cloud stops").into());
+                }
                 read = timeout(self.idle, input.read_buf(&mut buffer)) => match read {
                     Ok(Ok(0) | Err(_)) => return None,
                     Ok(Ok(_)) => {}
-                    Err(_) => return Some(Reason::KEEP_ALIVE_TIMEOUT),
+                    Err(_) => {
+                        let why = "nothing came for one and a half times the keep-alive";
+                        return Some((Reason::KEEP_ALIVE_TIMEOUT, why).into());
+                    }
                 },
             }
         }
@@ -200,7 +242,7 @@ impl Connection {
             home: self.home,
             unpacked_max: self.bridge.settings.unpacked_bytes_max,
         };
-        let appends = match content {
+        let Divided { appends, prints } = match content {
             Content::Batch(batch) => divider.batch(batch).await?,
             Content::Gap(reason) => {
                 let why = brief(&reason);
@@ -209,7 +251,7 @@ impl Connection {
             }
         };
         let Mark { epoch, seq, count } = mark;
-        let guard = Guard::Edge { edge: self.edge.clone(), epoch, seq, count };
+        let guard = Guard::Edge { edge: self.edge.clone(), epoch, seq, count, prints };
         let writes = self.known_edge();
         let transaction = Transaction { appends, guard, writes, index: None };
         let pending = log.submit(self.home, transaction).await?;
@@ -252,8 +294,15 @@ fn answer_other(packet: Packet) -> Result<Packet, Reason> {
     }
 }
 
-/// Writes replies in order; ends after [`Reply::Last`], when the reader is gone, or when the peer takes nothing.
-async fn write_replies<W>(mut output: W, mut queue: mpsc::Receiver<Reply>, traffic: Arc<Traffic>)
+/// Whom the writer tells what came of an upload.
+struct Told {
+    edge: Arc<str>,
+    bridge: Bridge,
+    traffic: Arc<Traffic>,
+}
+
+/// Writes replies in order; ends after [`Reply::Last`] and a clash, when the reader is gone, or when the peer takes nothing.
+async fn write_replies<W>(mut output: W, mut queue: mpsc::Receiver<Reply>, told: Told)
 where
     W: AsyncWrite + Unpin,
 {
@@ -271,14 +320,16 @@ where
         };
         let packet = match reply {
             Reply::Packet(packet) => packet,
-            Reply::Last(reason) => {
+            Reply::Last(goodbye) => {
                 last = true;
-                Packet::Disconnect(Disconnect::new(reason))
+                goodbye.packet()
             }
             Reply::Upload { packet_id, outcome, window } => {
+                let mut epoch = 0;
                 let answer = match outcome {
                     Outcome::Known(answer) => answer,
                     Outcome::Pending { mut pending, mark, bytes, gap } => {
+                        epoch = mark.epoch;
                         let result = if let Ok(result) = pending.try_recv() {
                             result
                         } else {
@@ -290,20 +341,35 @@ where
                         };
                         let answer = Answer::from(result);
                         if answer == Answer::Appended {
-                            count_appended(&traffic, mark, bytes, gap);
+                            count_appended(&told.traffic, mark, bytes, gap);
                         }
                         answer
                     }
                 };
-                count(&traffic, &answer);
+                count(&told.traffic, &answer);
                 drop(window);
-                Packet::PubAck(answer.to_ack(packet_id))
+                last = answer == Answer::Clash;
+                match answer {
+                    Answer::Clash => told.clash(epoch),
+                    answer => Packet::PubAck(answer.to_ack(packet_id)),
+                }
             }
         };
         write(&packet, Version::V5, &mut buffer);
     }
     if flush(&mut output, &mut buffer).await {
         let _ = timeout(WRITE_TIMEOUT, output.shutdown()).await;
+    }
+}
+
+impl Told {
+    /// Other records are stored under the epoch and sequences of this upload: the edge has to begin a new epoch.
+    fn clash(&self, epoch: i64) -> Packet {
+        self.bridge.live.clashed(&self.edge, epoch, wall_ms());
+        let mut disconnect = Disconnect::new(Reason::SESSION_TAKEN_OVER);
+        disconnect.reason_string = Some(format!("epoch {epoch} is used twice").into());
+        disconnect.user_properties = vec![(CLASH_PROPERTY.into(), epoch.to_string().into())];
+        Packet::Disconnect(disconnect)
     }
 }
 
@@ -331,6 +397,8 @@ fn count(traffic: &Traffic, answer: &Answer) {
         Answer::Appended => {}
         Answer::Duplicate => Traffic::add(&traffic.duplicates, 1),
         Answer::Gap { .. } => Traffic::add(&traffic.gaps, 1),
-        Answer::Refused { .. } | Answer::Failed { .. } => Traffic::add(&traffic.refused, 1),
+        Answer::Clash | Answer::Refused { .. } | Answer::Failed { .. } => {
+            Traffic::add(&traffic.refused, 1)
+        }
     }
 }

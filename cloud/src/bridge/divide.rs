@@ -3,7 +3,7 @@
 //! In: a checked batch and the routes. Out: appends that all live in the edge's home shard, so that they are one commit.
 //! Change here: what is re-encoded. Not here: rules (`route`), checks of the upload (`upload`).
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use tributary_shared::{
     record::{Batch, BatchBuilder, BatchError, Compression, Header, RawRecord, Record, Unpacked},
@@ -12,7 +12,7 @@ use tributary_shared::{
 
 use super::{
     answer::Answer,
-    upload::{Mark, Refusal},
+    upload::{Mark, RECORD_HEADERS_MAX, Refusal},
 };
 use crate::{
     engine::ShardId,
@@ -33,18 +33,29 @@ pub(super) struct Divider<'a> {
     pub(super) unpacked_max: usize,
 }
 
+/// What a batch becomes.
+pub(super) struct Divided {
+    pub(super) appends: Vec<Append>,
+    /// See [`crate::log::Guard::Edge`].
+    pub(super) prints: Arc<[u32]>,
+}
+
 impl Divider<'_> {
     /// The appends of `batch`. Every record in it is looked at: what is stored must be readable.
-    pub(super) async fn batch(&self, batch: Batch) -> Result<Vec<Append>, Answer> {
+    pub(super) async fn batch(&self, batch: Batch) -> Result<Divided, Answer> {
         let unpacked = batch.unpack(self.unpacked_max).map_err(Refusal::Batch)?;
         let routes = self.routing.current();
         let base = batch.header().base_offset;
         let mut plan = Plan::default();
         let mut topics: HashMap<&str, usize> = HashMap::new();
+        let mut prints = Vec::new();
         for (index, raw) in unpacked.iter().enumerate() {
             let raw = raw.map_err(Refusal::Batch)?;
             if raw.offset != base + index as i64 {
                 return Err(Refusal::RecordOffset(index).into());
+            }
+            if raw.header_count > RECORD_HEADERS_MAX {
+                return Err(Refusal::RecordHeaders(index).into());
             }
             let topic = topic_of(&raw).map_err(Refusal::Batch)?;
             let topic = topic.ok_or(Refusal::RecordTopic(index))?;
@@ -56,11 +67,15 @@ impl Divider<'_> {
                 *topics.entry(topic).or_insert(plan.add(partition, target, topic))
             };
             plan.records.push(place);
+            prints.push(raw.fingerprint());
         }
+        let prints = prints.into();
         if let ([partition], false) = (plan.partitions.as_slice(), plan.rewrites) {
-            return Ok(vec![Append { partition: *partition, batch }]);
+            let appends = vec![Append { partition: *partition, batch }];
+            return Ok(Divided { appends, prints });
         }
-        Ok(plan.split(&batch, &unpacked).map_err(Refusal::Batch)?)
+        let appends = plan.split(&batch, &unpacked).map_err(Refusal::Batch)?;
+        Ok(Divided { appends, prints })
     }
 
     /// The record that says that `mark` will never come. It goes where the topic `tributary/{edge}/gap/{lane}` goes.
@@ -70,7 +85,7 @@ impl Divider<'_> {
         lane: &str,
         reason: &str,
         now_ms: i64,
-    ) -> Result<Vec<Append>, Answer> {
+    ) -> Result<Divided, Answer> {
         let topic = format!("tributary/{}/gap/{lane}", self.edge);
         let target = self.routing.current().target(&topic);
         let mut record = gap_record(self.edge, lane, mark, reason, now_ms);
@@ -79,7 +94,8 @@ impl Divider<'_> {
         let mut builder = BatchBuilder::new();
         builder.push(&record);
         let batch = builder.finish(Compression::None, None);
-        Ok(vec![Append { partition, batch: batch.map_err(Refusal::Batch)? }])
+        let appends = vec![Append { partition, batch: batch.map_err(Refusal::Batch)? }];
+        Ok(Divided { appends, prints: Arc::default() })
     }
 
     async fn partition(&self, target: &Target, topic: &str) -> Result<PartitionId, Answer> {

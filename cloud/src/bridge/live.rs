@@ -1,7 +1,8 @@
 //! Which edges are connected, on which lane, and what they brought since this process started.
 //!
-//! Holds: one entry an edge. Two live connections of one edge and lane: the newer wins, the older is told 0x8E.
-//! Change here: what is known of a live edge. Not here: marks (`log`).
+//! Holds: one entry an edge. Two live connections of one edge and lane: the newer wins, the older is told 0x8E. Two gateways
+//! with one id do that to each other for ever: that raises an alarm, once until it is over.
+//! Change here: what is known of a live edge. Not here: marks (`log`), who counts as two (`twins`).
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,8 +15,17 @@ use std::{
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+use super::twins::Twins;
+
 /// Edges remembered while not connected; beyond it the disconnected ones are forgotten here (never in the log).
 const REMEMBERED_MAX: usize = 10_000;
+
+/// How long a clash of epochs is shown.
+const CLASH_SHOWN_MS: i64 = 86_400_000;
+/// Alarm: two live gateways with one id.
+pub const DUPLICATE_ID: &str = "duplicate edge id";
+/// Alarm: two gateways go on from one memory.
+pub const DUPLICATE_EPOCH: &str = "epoch used twice";
 
 /// All edges. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -23,12 +33,28 @@ pub struct Live {
     edges: Arc<Mutex<HashMap<String, Entry>>>,
     next: Arc<AtomicU64>,
     takeovers: Arc<AtomicU64>,
+    duplicate_ids: Arc<AtomicU64>,
+    duplicate_epochs: Arc<AtomicU64>,
+}
+
+/// A connection, as its CONNECT says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Caller<'a> {
+    pub(super) edge: &'a str,
+    pub(super) lane: &'a str,
+    /// Which process it is.
+    pub(super) instance: Option<&'a str>,
 }
 
 #[derive(Debug, Default)]
 struct Entry {
     lanes: BTreeMap<String, Lane>,
     traffic: Arc<Traffic>,
+    twins: Twins,
+    /// The alarm was told and is not over.
+    twins_told: bool,
+    /// Wall ms of the last clash of an epoch.
+    clash_ms: Option<i64>,
 }
 
 #[derive(Debug)]
@@ -74,6 +100,8 @@ pub struct EdgeView {
     pub id: String,
     pub connected: bool,
     pub lanes: Vec<LaneView>,
+    /// What somebody has to look at, in words.
+    pub alarms: Vec<&'static str>,
     pub records: u64,
     pub batches: u64,
     pub bytes: u64,
@@ -107,13 +135,8 @@ pub(super) struct Registration {
 
 impl Live {
     /// Enters a connection, and ends an older one of the same edge and lane.
-    pub(super) fn enter(
-        &self,
-        edge: &str,
-        lane: &str,
-        now_ms: i64,
-        address: String,
-    ) -> Registration {
+    pub(super) fn enter(&self, caller: Caller<'_>, now_ms: i64, address: String) -> Registration {
+        let Caller { edge, lane, instance } = caller;
         let connection = self.next.fetch_add(1, Ordering::Relaxed);
         let taken_over = CancellationToken::new();
         let mut edges = self.lock();
@@ -121,6 +144,18 @@ impl Live {
             edges.retain(|_, entry| !entry.lanes.is_empty());
         }
         let entry = edges.entry(edge.to_owned()).or_default();
+        entry.twins.called(instance, now_ms);
+        let twins = entry.twins.seen(now_ms);
+        let told = std::mem::replace(&mut entry.twins_told, twins);
+        if twins && !told {
+            self.duplicate_ids.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(
+                edge,
+                address,
+                "duplicate edge id: two gateways call themselves by it and end each other's connections; give one \
+                 of them another id"
+            );
+        }
         let place = Lane { connection, taken_over: taken_over.clone(), since_ms: now_ms, address };
         if let Some(older) = entry.lanes.insert(lane.to_owned(), place) {
             older.taken_over.cancel();
@@ -133,9 +168,9 @@ impl Live {
     }
 
     /// All edges seen since the start, by id.
-    pub fn view(&self) -> Vec<EdgeView> {
+    pub fn view(&self, now_ms: i64) -> Vec<EdgeView> {
         let edges = self.lock();
-        let mut views: Vec<_> = edges.iter().map(|(id, entry)| view(id, entry)).collect();
+        let mut views: Vec<_> = edges.iter().map(|(id, entry)| view(id, entry, now_ms)).collect();
         drop(edges);
         views.sort_by(|a, b| a.id.cmp(&b.id));
         views
@@ -146,13 +181,39 @@ impl Live {
         self.takeovers.load(Ordering::Relaxed)
     }
 
+    /// Times that two live gateways with one id were noticed.
+    pub fn duplicate_ids(&self) -> u64 {
+        self.duplicate_ids.load(Ordering::Relaxed)
+    }
+
+    /// Batches refused because other records came before under the same epoch and sequences.
+    pub fn duplicate_epochs(&self) -> u64 {
+        self.duplicate_epochs.load(Ordering::Relaxed)
+    }
+
+    /// Notes such a batch.
+    pub(super) fn clashed(&self, edge: &str, epoch: i64, now_ms: i64) {
+        self.duplicate_epochs.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(
+            edge,
+            epoch,
+            "an epoch is used twice: two gateways go on from one memory (a snapshot resumed twice?); the second is told to \
+             begin a new epoch"
+        );
+        if let Some(entry) = self.lock().get_mut(edge) {
+            entry.clash_ms = Some(now_ms);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
         // The map is whole after each line above, whatever panicked.
         self.edges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn view(id: &str, entry: &Entry) -> EdgeView {
+fn view(id: &str, entry: &Entry, now_ms: i64) -> EdgeView {
+    let clash = entry.clash_ms.is_some_and(|at| now_ms.saturating_sub(at) < CLASH_SHOWN_MS);
+    let alarms = [(entry.twins.seen(now_ms), DUPLICATE_ID), (clash, DUPLICATE_EPOCH)];
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let lane = |(name, lane): (&String, &Lane)| LaneView {
         lane: name.clone(),
@@ -163,6 +224,7 @@ fn view(id: &str, entry: &Entry) -> EdgeView {
         id: id.to_owned(),
         connected: !entry.lanes.is_empty(),
         lanes: entry.lanes.iter().map(lane).collect(),
+        alarms: alarms.iter().filter(|(on, _)| *on).map(|(_, words)| *words).collect(),
         records: read(&entry.traffic.records),
         batches: read(&entry.traffic.batches),
         bytes: read(&entry.traffic.bytes),
@@ -192,15 +254,33 @@ mod tests {
     #[test]
     fn the_newer_connection_of_an_edge_and_lane_wins() {
         let live = Live::default();
-        let first = live.enter("gw1", "normal", 1, String::new());
-        let other = live.enter("gw1", "critical", 1, String::new());
-        let second = live.enter("gw1", "normal", 2, String::new());
+        let enter = |lane, now_ms| {
+            live.enter(Caller { edge: "gw1", lane, instance: None }, now_ms, String::new())
+        };
+        let first = enter("normal", 1);
+        let other = enter("critical", 1);
+        let second = enter("normal", 2);
         assert!(first.taken_over.is_cancelled());
         assert!(!other.taken_over.is_cancelled() && !second.taken_over.is_cancelled());
         assert_eq!(live.takeovers(), 1);
         drop(first);
-        assert_eq!(live.view()[0].lanes.len(), 2);
+        assert_eq!(live.view(0)[0].lanes.len(), 2);
         drop((second, other));
-        assert!(!live.view()[0].connected);
+        assert!(!live.view(0)[0].connected);
+    }
+
+    #[test]
+    fn two_gateways_with_one_id_raise_one_alarm() {
+        let live = Live::default();
+        let call = |instance, at| {
+            let caller = Caller { edge: "gw1", lane: "normal", instance: Some(instance) };
+            live.enter(caller, at, String::new())
+        };
+        let calls: Vec<_> = (0..10).map(|at| call(["a", "b"][at as usize % 2], at)).collect();
+        assert_eq!(live.duplicate_ids(), 1);
+        assert_eq!(live.view(10)[0].alarms, [DUPLICATE_ID]);
+        live.clashed("gw1", 7, 10);
+        assert_eq!(live.view(10)[0].alarms, [DUPLICATE_ID, DUPLICATE_EPOCH]);
+        drop(calls);
     }
 }

@@ -15,13 +15,14 @@ mod divide;
 mod live;
 #[cfg(test)]
 mod tests;
+mod twins;
 mod upload;
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 pub use divide::GAP_HEADER;
-pub use live::{EdgeView, LaneView, Live};
+pub use live::{DUPLICATE_EPOCH, DUPLICATE_ID, EdgeView, LaneView, Live};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 use tributary_shared::{
@@ -46,6 +47,10 @@ use crate::{
 pub const EDGE_PROPERTY: &str = "tributary-edge";
 /// User property of CONNECT that says which lane the connection is for.
 pub const LANE_PROPERTY: &str = "tributary-lane";
+/// User property of CONNECT that says which process of the edge it is: a number made at its start.
+pub const INSTANCE_PROPERTY: &str = "tributary-instance";
+/// User property of DISCONNECT 0x8E that names an epoch under which another gateway has sent other records.
+pub const CLASH_PROPERTY: &str = "clash";
 /// Keep-alive, seconds, that the server sets where the edge asks for none.
 const KEEP_ALIVE_DEFAULT_S: u16 = 600;
 /// Deadline for writing CONNACK.
@@ -123,16 +128,19 @@ impl Bridge {
         if !is_legal_id(edge) || !is_legal_id(lane) {
             let (edge, lane) = (brief(edge), brief(lane));
             tracing::warn!(peer = address, edge, lane, "edge id or lane is not legal");
-            return opened.refuse(Reason::CLIENT_ID_NOT_VALID).await;
+            let why = "an edge id or lane is 1 to 128 bytes without / + # and control characters";
+            return refuse(opened, Reason::CLIENT_ID_NOT_VALID, why).await;
         }
+        let instance = property(&connect, INSTANCE_PROPERTY);
+        let caller = live::Caller { edge, lane, instance };
         // From here on an older connection is told to go, so that marks are read after its last upload was submitted
         // or else its uploads meet ours in the log's order: both ways each is applied once.
-        let registration = self.live.enter(edge, lane, wall_ms(), address);
+        let registration = self.live.enter(caller, wall_ms(), address);
         let marks = match self.log.edge_marks(edge).await {
             Ok(marks) => marks,
             Err(error) => {
                 tracing::error!(edge, %error, "marks of an edge cannot be read");
-                return opened.refuse(Reason::SERVER_UNAVAILABLE).await;
+                return refuse(opened, Reason::SERVER_UNAVAILABLE, &error.to_string()).await;
             }
         };
         tracing::info!(edge, lane, epochs = marks.len(), "edge connected");
@@ -181,6 +189,14 @@ impl Bridge {
         };
         ConnAck { session_present: false, reason: Reason::SUCCESS, properties }
     }
+}
+
+async fn refuse<S>(opened: Opened<S>, reason: Reason, why: &str)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let reason_string = Some(answer::words(why));
+    opened.refuse_with(reason, ConnAckProperties { reason_string, ..Default::default() }).await;
 }
 
 fn keep_alive_s(connect: &Connect) -> u16 {

@@ -9,7 +9,10 @@
 
 use bytestring::ByteString;
 use tributary_shared::{
-    mqtt::packet::{Publish, Qos, Reason},
+    mqtt::{
+        check::MAX_USER_PROPERTIES,
+        packet::{Publish, Qos, Reason},
+    },
     record::{Batch, BatchError},
 };
 
@@ -19,6 +22,9 @@ pub const CONTENT_TYPE: &str = "application/vnd.kafka.recordbatch.v2";
 pub(super) const NAME_MAX: usize = 128;
 /// Longest reason of a gap that is kept, bytes.
 const GAP_REASON_MAX: usize = 256;
+/// Headers of one record: as many user properties as MQTT packets are taken with, and room for our own. Readers hold them
+/// all at once.
+pub(super) const RECORD_HEADERS_MAX: usize = MAX_USER_PROPERTIES + 32;
 /// Attribute bits of a batch that only brokers write: transactional and control.
 const BROKER_ATTRIBUTES: i16 = 0x30;
 
@@ -77,6 +83,8 @@ pub(super) enum Refusal {
     Attributes(i16),
     #[error("record {0} has an offset that is not its place")]
     RecordOffset(usize),
+    #[error("record {0} has more than {RECORD_HEADERS_MAX} headers")]
+    RecordHeaders(usize),
     #[error("record {0} has no legal topic as key or in header mqtt.topic")]
     RecordTopic(usize),
 }

@@ -77,7 +77,7 @@ impl From<&LogError> for Code {
             LogError::KeylessRecord => Self::InvalidRecord,
             LogError::NotOwner | LogError::Closed => Self::NotLeaderOrFollower,
             LogError::Engine(_) => Self::KafkaStorageError,
-            LogError::EdgeGap { .. } => Self::UnknownServerError,
+            LogError::EdgeGap { .. } | LogError::EdgeClash => Self::UnknownServerError,
         }
     }
 }

@@ -200,13 +200,14 @@ impl State {
         group: &mut Group,
     ) -> Result<Committed, LogError> {
         let mut draft = Draft::default();
-        if let Guard::Edge { edge, epoch, seq, count } = &prepared.guard {
+        if let Guard::Edge { edge, epoch, seq, count, prints } = &prepared.guard {
             let key = (Arc::clone(edge), *epoch);
-            let known = self.edges.get(&key).copied().unwrap_or_default();
-            if let Verdict::Repeat(()) = guard::check_edge(known, *seq, *count)? {
+            let mut known = self.edges.get(&key).cloned().unwrap_or_default();
+            if let Verdict::Repeat(()) = guard::check_edge(&known, *seq, *count, prints)? {
                 return Ok(Committed { base_offsets: Vec::new(), duplicate: true });
             }
-            draft.edge = Some((key, Edge { next: seq + u64::from(*count) }));
+            known.appended(*count, prints);
+            draft.edge = Some((key, known));
         }
         let appends = prepared.appends.len();
         for append in prepared.appends {

@@ -30,6 +30,8 @@ pub enum LogError {
     KeylessRecord,
     #[error("edge sequence gap: expected {expected}")]
     EdgeGap { expected: u64 },
+    #[error("other records came before with the same epoch and sequences")]
+    EdgeClash,
     #[error("this node does not own the shard")]
     NotOwner,
     #[error("log is closed")]

@@ -3,10 +3,16 @@
 //! In: what is remembered, what was sent. Out: append, or a repeat, or the refusal. Change here: the rules.
 //! Not here: where it is remembered (`stored`, `keys`), when it is asked (`decide`).
 
+use std::collections::VecDeque;
+
 use super::{LogError, Offset};
 
 /// Kafka remembers this many batches of a producer: its clients have at most 5 requests in flight.
 const REMEMBERED: usize = 5;
+
+/// Batches of an edge's epoch whose content is remembered: as many as an edge has under way (`window_batches`), so that
+/// what is sent again after a lost connection is known to be the same. 8 bytes each, in the same commit as the mark.
+const EDGE_BATCHES: usize = 16;
 
 /// Sequences run from 0 to this, then from 0 again.
 const LAST_SEQUENCE: i32 = i32::MAX;
@@ -105,22 +111,87 @@ pub(super) fn check_producer(
 }
 
 /// What is known of one epoch of an edge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Edge {
     /// The next sequence.
     pub next: u64,
+    /// What came last, oldest first; the last one ends at `next`.
+    recent: VecDeque<Seen>,
+}
+
+/// A range of sequences that was appended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub count: u32,
+    /// [`print`] of its records; 0: not known.
+    pub print: u32,
+}
+
+impl Edge {
+    pub(super) fn new(next: u64) -> Self {
+        Self { next, recent: VecDeque::new() }
+    }
+
+    /// Oldest first.
+    pub(super) fn recent(&self) -> impl Iterator<Item = &Seen> {
+        self.recent.iter()
+    }
+
+    /// Remembers a range that ends at `next`.
+    pub(super) fn push(&mut self, seen: Seen) {
+        if self.recent.len() >= EDGE_BATCHES {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(seen);
+    }
+
+    /// After an append of `[next, next + count)`.
+    pub(super) fn appended(&mut self, count: u32, prints: &[u32]) {
+        self.push(Seen { count, print: print(self.next, prints) });
+        self.next += u64::from(count);
+    }
+
+    /// Whether one of the remembered ranges that lie in `[seq, ..)` of `prints` held other records.
+    fn differs(&self, seq: u64, prints: &[u32]) -> bool {
+        let mut start = self.next;
+        self.recent.iter().rev().any(|seen| {
+            start = start.saturating_sub(u64::from(seen.count));
+            let from = start.checked_sub(seq).and_then(|from| usize::try_from(from).ok());
+            let range = from.map(|from| from..from.saturating_add(seen.count as usize));
+            let sent = range.and_then(|range| prints.get(range));
+            seen.print != 0 && sent.is_some_and(|sent| print(start, sent) != seen.print)
+        })
+    }
+}
+
+/// One number for the records from `seq` on. A sum, so that ranges cut in another way can still be compared; each record
+/// is turned by its place, so that order counts.
+fn print(seq: u64, prints: &[u32]) -> u32 {
+    let turned = (seq..).zip(prints).map(|(seq, print)| print.rotate_left((seq % 32) as u32));
+    turned.fold(0, u32::wrapping_add)
 }
 
 /// The cloud rule (DESIGN 6) for `[seq, seq + count)`; an unknown epoch starts at 0.
 ///
 /// A range of which only the beginning is known is refused as a gap at `next`: an edge resends its batches byte for byte, so
 /// such a range never comes from one, and cutting it would append bytes that no one sent. The sender goes on from `next`.
-pub(super) fn check_edge(known: Edge, seq: u64, count: u32) -> Result<Verdict<()>, LogError> {
+///
+/// Known sequences with other records mean that two processes go on from one memory (a machine's snapshot resumed
+/// twice): calling that a repeat would lose the records of one of them. Ranges longer ago than is remembered, and ranges
+/// that lie inside a remembered one, are not compared.
+pub(super) fn check_edge(
+    known: &Edge,
+    seq: u64,
+    count: u32,
+    prints: &[u32],
+) -> Result<Verdict<()>, LogError> {
     let Some(end) = seq.checked_add(u64::from(count)) else {
         return Err(LogError::EdgeGap { expected: known.next });
     };
     if seq == known.next {
         Ok(Verdict::Append)
+    } else if known.differs(seq, prints) {
+        Err(LogError::EdgeClash)
     } else if end <= known.next {
         Ok(Verdict::Repeat(()))
     } else {
@@ -190,7 +261,7 @@ mod tests {
 
     #[test]
     fn edges_append_at_next_only() {
-        let known = Edge { next: 100 };
+        let known = Edge::new(100);
         let cases: &[(u64, u32, &str)] = &[
             (100, 1, "Ok(Append)"),
             (100, 0, "Ok(Append)"),
@@ -202,12 +273,42 @@ mod tests {
         ];
         for (seq, count, expected) in cases {
             assert_eq!(
-                format!("{:?}", check_edge(known, *seq, *count)),
+                format!("{:?}", check_edge(&known, *seq, *count, &[])),
                 *expected,
                 "{seq} {count}"
             );
         }
-        assert_eq!(check_edge(Edge::default(), 0, 3).unwrap(), Verdict::Append);
-        assert!(check_edge(Edge::default(), 1, 3).is_err());
+        assert_eq!(check_edge(&Edge::default(), 0, 3, &[]).unwrap(), Verdict::Append);
+        assert!(check_edge(&Edge::default(), 1, 3, &[]).is_err());
+    }
+
+    #[test]
+    fn a_repeat_with_other_records_is_a_clash_however_the_range_is_cut() {
+        let mut known = Edge::default();
+        known.appended(2, &[10, 11]);
+        known.appended(1, &[12]);
+        known.appended(2, &[]);
+        let cases: &[(u64, &[u32], &str)] = &[
+            (0, &[10, 11], "Ok(Repeat(()))"),
+            (0, &[11, 10], "Err(EdgeClash)"),
+            (0, &[10, 99], "Err(EdgeClash)"),
+            (0, &[10, 11, 12], "Ok(Repeat(()))"),
+            (0, &[10, 11, 99], "Err(EdgeClash)"),
+            (1, &[99, 12], "Ok(Repeat(()))"),
+            (1, &[11, 99], "Err(EdgeClash)"),
+            (2, &[99, 0, 0, 0], "Err(EdgeClash)"),
+            (2, &[12, 0, 0, 0], "Err(EdgeGap { expected: 5 })"),
+            // A declared gap is like anything, and so is what lies inside of a remembered range.
+            (3, &[99, 99], "Ok(Repeat(()))"),
+            (0, &[99], "Ok(Repeat(()))"),
+        ];
+        for (seq, prints, expected) in cases {
+            let answer = check_edge(&known, *seq, prints.len() as u32, prints);
+            assert_eq!(format!("{answer:?}"), *expected, "{seq} {prints:?}");
+        }
+        for _ in 0..EDGE_BATCHES {
+            known.appended(1, &[7]);
+        }
+        assert_eq!(check_edge(&known, 0, 2, &[99, 99]).unwrap(), Verdict::Repeat(()), "forgotten");
     }
 }

@@ -91,6 +91,9 @@ pub enum Guard {
         seq: u64,
         /// Records.
         count: u32,
+        /// One a record: its fingerprint, so that a repeat is known from other records under the same sequences. Empty:
+        /// not known (a declared gap), like anything.
+        prints: Arc<[u32]>,
     },
 }
 

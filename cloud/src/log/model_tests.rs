@@ -48,7 +48,13 @@ impl Client {
         let batch = builder.finish(Compression::None, Some(producer)).unwrap();
         let guard = if self.edge {
             let edge = format!("edge{}", self.id).into();
-            Guard::Edge { edge, epoch: self.id, seq: u64::from(n) * 2, count: 2 }
+            Guard::Edge {
+                edge,
+                epoch: self.id,
+                seq: u64::from(n) * 2,
+                count: 2,
+                prints: [n, n].into(),
+            }
         } else {
             Guard::Producer
         };

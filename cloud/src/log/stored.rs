@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     LogError, Offset, Stream,
-    guard::{Edge, Producer, SentBatch},
+    guard::{Edge, Producer, Seen, SentBatch},
 };
 use crate::engine::EngineError;
 
@@ -123,15 +123,24 @@ impl Producer {
 }
 
 impl Edge {
-    pub(super) fn encode(self) -> Bytes {
-        let mut out = BytesMut::with_capacity(9);
+    pub(super) fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(9 + 8 * 16);
         out.put_u8(FORMAT);
         out.put_u64(self.next);
+        for seen in self.recent() {
+            out.put_u32(seen.count);
+            out.put_u32(seen.print);
+        }
         out.freeze()
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, LogError> {
-        Ok(Self { next: body(bytes, "edge", 8)?.get_u64() })
+        let mut body = body(bytes, "edge", 8)?;
+        let mut edge = Self::new(body.get_u64());
+        while body.remaining() >= 8 {
+            edge.push(Seen { count: body.get_u32(), print: body.get_u32() });
+        }
+        Ok(edge)
     }
 }
 
@@ -208,7 +217,10 @@ mod tests {
             producer.push(SentBatch { first: n * 10, last: n * 10 + 9, offset: i64::from(n) * 10 });
         }
         assert_eq!(Producer::decode(&producer.encode()).unwrap(), producer);
-        let edge = Edge { next: u64::MAX };
+        let mut edge = Edge::new(u64::MAX);
+        assert_eq!(Edge::decode(&edge.encode()).unwrap(), edge);
+        edge.push(Seen { count: 3, print: 7 });
+        edge.push(Seen { count: u32::MAX, print: 0 });
         assert_eq!(Edge::decode(&edge.encode()).unwrap(), edge);
         assert_eq!(decode_counter(&encode_counter(9)).unwrap(), 9);
         let stream = StoredStream {

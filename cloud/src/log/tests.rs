@@ -88,7 +88,8 @@ async fn a_reopened_log_goes_on_where_it_was() {
     let p = stream(&log).await;
     let created = log.stream("s").unwrap();
     log.append(p, batch(4), Guard::None).await.unwrap();
-    let mark = Guard::Edge { edge: "gw1".into(), epoch: 7, seq: 0, count: 4 };
+    let mark =
+        Guard::Edge { edge: "gw1".into(), epoch: 7, seq: 0, count: 4, prints: Arc::default() };
     log.append(p, batch(4), mark.clone()).await.unwrap();
     log.close().await.unwrap();
     assert!(matches!(log.append(p, batch(1), Guard::None).await, Err(LogError::Closed)));
@@ -143,7 +144,14 @@ async fn a_transaction_is_answered_and_seen_only_when_durable() {
 async fn edges_are_appended_once_and_gaps_are_named() {
     let log = test_log(2).await.unwrap();
     let p = stream(&log).await;
-    let mark = |seq, count| Guard::Edge { edge: "gw1".into(), epoch: 9, seq, count };
+    let prints: Arc<[u32]> = Arc::default();
+    let mark = |seq, count| Guard::Edge {
+        edge: "gw1".into(),
+        epoch: 9,
+        seq,
+        count,
+        prints: prints.clone(),
+    };
     let send = async |seq, count: u32| log.append(p, batch(count as usize), mark(seq, count)).await;
     assert_eq!(send(0, 3).await.unwrap().base_offsets, [0]);
     assert!(send(0, 3).await.unwrap().duplicate);

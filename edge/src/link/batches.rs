@@ -6,7 +6,7 @@
 //!
 //! Change here: what CONNECT says, how an upload becomes a PUBLISH, what a reason code means.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::LazyLock};
 
 use rumqttc::{
     Outgoing,
@@ -14,7 +14,10 @@ use rumqttc::{
         AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, StateError,
         mqttbytes::{
             self, QoS,
-            v5::{ConnAck, ConnectProperties, Packet, PubAck, PubAckReason, PublishProperties},
+            v5::{
+                ConnAck, ConnectProperties, Disconnect, Packet, PubAck, PubAckReason,
+                PublishProperties,
+            },
         },
     },
 };
@@ -29,8 +32,15 @@ const LIMIT: u16 = 1024;
 /// Bytes of the longest packet the cloud may send us: a CONNACK that names many epochs.
 const INCOMING_BYTES: u32 = 64 * 1024;
 
+/// Bytes of the cloud's words that a log line shows.
+const WORDS_BYTES: usize = 256;
+
 /// Content type of a record batch.
 const CONTENT_TYPE: &str = "application/vnd.kafka.recordbatch.v2";
+
+/// Which process this is: two that live at once under one edge id are told apart by it.
+static INSTANCE: LazyLock<String> =
+    LazyLock::new(|| format!("{:016x}", getrandom::u64().unwrap_or_default()));
 
 /// Dials with MQTT 5.
 #[derive(Debug, Clone)]
@@ -100,6 +110,7 @@ pub(super) fn options(caller: &Caller) -> MqttOptions {
         .set_user_properties(vec![
             ("tributary-edge".to_owned(), caller.edge_id.clone()),
             ("tributary-lane".to_owned(), caller.lane.clone()),
+            ("tributary-instance".to_owned(), INSTANCE.clone()),
         ]);
     if let Some((user, password)) = &caller.login {
         options.set_credentials(user, password);
@@ -154,7 +165,9 @@ async fn pump(mut events: EventLoop, news: mpsc::Sender<Report>) {
             Err(error) => {
                 // Answers that were read together with what broke the connection are still to be told.
                 let read = std::mem::take(&mut events.state.events);
-                let last = Report::Closed { refused: unreadable(&error), why: error.to_string() };
+                let said = read.iter().find_map(last_words);
+                let why = said.unwrap_or_else(|| error.to_string());
+                let last = Report::Closed { refused: unreadable(&error), why };
                 let reports = read.into_iter().filter_map(|event| tokens.report(event));
                 for report in reports.chain([last]) {
                     if news.send(report).await.is_err() {
@@ -185,6 +198,7 @@ impl Tokens {
                 None
             }
             Event::Incoming(Packet::PubAck(ack)) => {
+                log_refusal(&ack);
                 let token = self.sent.remove(&ack.pkid)?;
                 let answer = match answer(&ack) {
                     // All batches of a lane have one topic: while none was taken it is the edge that is refused.
@@ -198,6 +212,35 @@ impl Tokens {
             }
             _ => None,
         }
+    }
+}
+
+/// What the cloud said when it ended the connection.
+fn last_words(event: &Event) -> Option<String> {
+    let Event::Incoming(Packet::Disconnect(Disconnect { reason_code, properties })) = event else {
+        return None;
+    };
+    let words = properties.as_ref().and_then(|p| p.reason_string.as_deref());
+    let words = words.map(|words| format!(": {}", shown(words)));
+    let code = *reason_code as u8;
+    Some(format!(
+        "the cloud ended it with {code:#04x} {reason_code:?}{}",
+        words.unwrap_or_default()
+    ))
+}
+
+/// So much of a reason string as a log line shows.
+fn shown(words: &str) -> &str {
+    words.get(..words.floor_char_boundary(WORDS_BYTES)).unwrap_or_default()
+}
+
+/// Says in the cloud's own words why it does not take a batch. Lines of one kind are limited by the log itself.
+fn log_refusal(ack: &PubAck) {
+    if let Some(words) = ack.properties.as_ref().and_then(|p| p.reason_string.as_deref())
+        && !matches!(answer(ack), Answer::Done | Answer::Expected(_))
+    {
+        let code = format!("{:?}", ack.reason);
+        tracing::warn!(code, reason = shown(words), "the cloud does not take a batch");
     }
 }
 

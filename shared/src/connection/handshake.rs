@@ -120,7 +120,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Opened<S> {
         match timeout_at(deadline, answer).await {
             Ok(Err(Refused::Malformed(malformed))) => {
                 count(&counters.malformed);
-                let answer = refusal(malformed.reason, self.connect.version);
+                let none = ConnAckProperties::default();
+                let answer = refusal(malformed.reason, self.connect.version, none);
                 Box::pin(say_goodbye(&mut self.stream, &answer)).await;
                 Err(Refused::Malformed(malformed))
             }
@@ -160,8 +161,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Opened<S> {
     }
 
     /// Answers with a CONNACK that says why not, and closes.
-    pub async fn refuse(mut self, reason: Reason) {
-        let answer = refusal(reason, self.connect.version);
+    pub async fn refuse(self, reason: Reason) {
+        self.refuse_with(reason, ConnAckProperties::default()).await;
+    }
+
+    /// [`Opened::refuse`], with more to say; version 3.1.1 cannot carry it.
+    pub async fn refuse_with(mut self, reason: Reason, properties: ConnAckProperties) {
+        let answer = refusal(reason, self.connect.version, properties);
         Box::pin(say_goodbye(&mut self.stream, &answer)).await;
     }
 }
@@ -248,21 +254,22 @@ fn other_protocol(buffer: &[u8], reader: &Reader) -> Option<&'static str> {
 }
 
 fn answer(malformed: &Malformed, version: Option<Version>) -> BytesMut {
+    let none = ConnAckProperties::default();
     match version {
-        Some(Version::V5) => refusal(malformed.reason, Version::V5),
+        Some(Version::V5) => refusal(malformed.reason, Version::V5, none),
         Some(version) if malformed.reason == Reason::UNSUPPORTED_PROTOCOL_VERSION => {
-            refusal(malformed.reason, version)
+            refusal(malformed.reason, version, none)
         }
         _ => BytesMut::new(),
     }
 }
 
-fn refusal(reason: Reason, version: Version) -> BytesMut {
+fn refusal(reason: Reason, version: Version, properties: ConnAckProperties) -> BytesMut {
     let legal = reason.is_error() && check::is_connack_reason(reason);
     let connack = ConnAck {
         session_present: false,
         reason: if legal { reason } else { Reason::UNSPECIFIED },
-        properties: ConnAckProperties::default(),
+        properties,
     };
     let mut out = BytesMut::new();
     write(&Packet::ConnAck(Box::new(connack)), version, &mut out);

@@ -26,6 +26,12 @@ pub enum Compression {
 
 /// The quickest real level: 7.8x on telemetry, and gateways are slow.
 const ZSTD_LEVEL: i32 = 1;
+/// The window every zstd stream may ask for, as a power of two: 8 MiB, what the format tells readers to support. A frame may
+/// name up to 2 GiB, and that much would be allocated before a byte comes out; it may have more only where the limit of what
+/// is unpacked is higher too.
+const ZSTD_WINDOW: u32 = 23;
+/// The most that zstd itself takes unasked.
+const ZSTD_WINDOW_MAX: u32 = 27;
 /// What Java's snappy stream opens with.
 const XERIAL_MAGIC: &[u8] = b"\x82SNAPPY\0";
 /// Then: version 1, compatible with 1.
@@ -56,7 +62,11 @@ impl Compression {
             Self::Snappy => unpack_snappy(packed, limit),
             Self::Lz4 => drain(lz4_flex::frame::FrameDecoder::new(packed), limit),
             Self::Zstd => {
-                drain(zstd::stream::read::Decoder::with_buffer(packed).map_err(failed)?, limit)
+                let mut decoder =
+                    zstd::stream::read::Decoder::with_buffer(packed).map_err(failed)?;
+                let window = limit.max(1).ilog2().clamp(ZSTD_WINDOW, ZSTD_WINDOW_MAX);
+                decoder.window_log_max(window).map_err(failed)?;
+                drain(decoder, limit)
             }
         }
     }
@@ -189,6 +199,20 @@ mod tests {
             let packed = pack(*compression, &bomb);
             assert!(packed.len() < bomb.len() / 20, "{compression:?} {}", packed.len());
             assert_eq!(compression.unpack(&packed, 100_000), Err(BatchError::TooLarge(100_000)));
+        }
+    }
+
+    #[test]
+    fn a_zstd_window_beyond_what_may_be_unpacked_is_refused_before_it_is_allocated() {
+        // Magic, a header without single segment, window descriptor, one raw block that is the last: `x`.
+        let frame = |exponent: u8| {
+            [&[0x28, 0xb5, 0x2f, 0xfd, 0x00, exponent << 3][..], &[0x09, 0, 0, b'x']].concat()
+        };
+        let unpack = |window: u8, limit| Compression::Zstd.unpack(&frame(window - 10), limit);
+        assert_eq!(unpack(23, 1000).unwrap(), b"x");
+        assert_eq!(unpack(25, 32 * 1024 * 1024).unwrap(), b"x");
+        for (window, limit) in [(24, 1000), (26, 32 * 1024 * 1024), (31, usize::MAX)] {
+            assert!(matches!(unpack(window, limit), Err(BatchError::Decompress(_))), "{window}");
         }
     }
 

@@ -33,8 +33,9 @@ pub struct RawRecord<'a> {
     pub key: Option<&'a [u8]>,
     /// Value.
     pub value: Option<&'a [u8]>,
+    /// Headers it says it has; each is checked when it is read.
+    pub header_count: usize,
     index: usize,
-    header_count: usize,
     headers: &'a [u8],
 }
 
@@ -194,6 +195,18 @@ impl<'a> RawRecord<'a> {
             }
             header.map(Ok)
         })
+    }
+
+    /// A number that another time, key or value very likely does not have (CRC-32C of the three). Headers do not count:
+    /// they may be added to on the way.
+    pub fn fingerprint(&self) -> u32 {
+        let part = |crc, part: Option<&[u8]>| {
+            let length = part.map_or(u64::MAX, |part| part.len() as u64);
+            let crc = crc32c::crc32c_append(crc, &length.to_be_bytes());
+            crc32c::crc32c_append(crc, part.unwrap_or_default())
+        };
+        let time = crc32c::crc32c(&self.timestamp_ms.to_be_bytes());
+        part(part(time, self.key), self.value)
     }
 
     /// The value of the first header of that name, if it has one; a malformed header counts as none.

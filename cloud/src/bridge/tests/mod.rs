@@ -1,5 +1,7 @@
 //! The door over a real socket, on a log in memory.
 
+mod bad_input;
+
 use std::net::SocketAddr;
 
 use bytes::{Bytes, BytesMut};
@@ -81,6 +83,10 @@ struct Edge {
 
 impl Edge {
     async fn connect(door: &Door, id: &str) -> (Self, ConnAck) {
+        Self::connect_as(door, id, "1").await
+    }
+
+    async fn connect_as(door: &Door, id: &str, instance: &str) -> (Self, ConnAck) {
         let stream = TcpStream::connect(door.address).await.unwrap();
         let mut edge = Self {
             stream,
@@ -105,6 +111,7 @@ impl Edge {
             user_properties: vec![
                 (EDGE_PROPERTY.into(), id.into()),
                 (LANE_PROPERTY.into(), "normal".into()),
+                (INSTANCE_PROPERTY.into(), instance.into()),
             ],
             authentication_method: None,
             authentication_data: None,
@@ -233,7 +240,7 @@ async fn a_refused_batch_stores_nothing_and_the_connection_goes_on() {
         assert_eq!(edge.ack().await.reason.0, code);
     }
     assert_eq!(door.values(CATCH_ALL).await, ["good"]);
-    assert_eq!(door.bridge.live().view()[0].refused, 4);
+    assert_eq!(door.bridge.live().view(0)[0].refused, 4);
 }
 
 #[tokio::test]
@@ -253,7 +260,7 @@ async fn a_declared_gap_is_a_record_and_the_sequence_goes_on_behind_it() {
         (&0.into(), &10.into(), &"disk budget".into())
     );
     assert_eq!(values[1..], ["10"]);
-    assert_eq!(door.bridge.live().view()[0].declared_lost, 10);
+    assert_eq!(door.bridge.live().view(0)[0].declared_lost, 10);
 }
 
 #[tokio::test]
