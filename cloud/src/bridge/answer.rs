@@ -3,16 +3,13 @@
 //! ```text
 //! appended, duplicate   0x00
 //! gap                   0x83 with user property `expected` = next sequence: go back to there
-//! bad batch             0x99, too large 0x95: permanent, sending it again does not help
+//! bad or too large      0x99: permanent, sending it again does not help; PUBACK has no code for too large, so words say it
 //! store fails           0x80: try again
 //! epoch used twice      DISCONNECT 0x8E with user property `clash` = epoch: begin a new epoch for what is unsent
 //! ```
 
 use bytestring::ByteString;
-use tributary_shared::{
-    mqtt::packet::{Ack, PacketId, Reason},
-    record::BatchError,
-};
+use tributary_shared::mqtt::packet::{Ack, PacketId, Reason};
 
 use super::upload::Refusal;
 use crate::log::{Committed, LogError};
@@ -60,10 +57,7 @@ impl From<LogError> for Answer {
         match error {
             LogError::EdgeGap { expected } => Self::Gap { expected },
             LogError::EdgeClash => Self::Clash,
-            LogError::BatchTooLarge { .. } | LogError::BadBatch(BatchError::TooLarge(_)) => {
-                Self::Refused { reason: Reason::PACKET_TOO_LARGE, detail }
-            }
-            LogError::BadBatch(_) | LogError::KeylessRecord => {
+            LogError::BatchTooLarge { .. } | LogError::BadBatch(_) | LogError::KeylessRecord => {
                 Self::Refused { reason: Reason::PAYLOAD_FORMAT_INVALID, detail }
             }
             _ => Self::Failed { detail },
@@ -114,6 +108,8 @@ pub(super) fn words(detail: &str) -> ByteString {
 
 #[cfg(test)]
 mod tests {
+    use tributary_shared::record::BatchError;
+
     use super::*;
     use crate::engine::EngineError;
 
@@ -126,7 +122,7 @@ mod tests {
             (done(false), 0x00, None),
             (done(true), 0x00, None),
             (Err(LogError::EdgeGap { expected: 41 }), 0x83, Some("41")),
-            (Err(too_large), 0x95, None),
+            (Err(too_large), 0x99, None),
             (Err(LogError::BadBatch(BatchError::Magic(1))), 0x99, None),
             (Err(store), 0x80, None),
             (Err(LogError::EdgeClash), 0x83, None),

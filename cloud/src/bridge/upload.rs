@@ -96,7 +96,6 @@ impl Refusal {
             Self::Qos => Reason::QOS_NOT_SUPPORTED,
             Self::Topic => Reason::TOPIC_NAME_INVALID,
             Self::OtherEdge => Reason::NOT_AUTHORIZED,
-            Self::Batch(BatchError::TooLarge(_)) => Reason::PACKET_TOO_LARGE,
             _ => Reason::PAYLOAD_FORMAT_INVALID,
         }
     }
