@@ -22,7 +22,8 @@ impl Reader {
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "earliest")
             .set("allow.auto.create.topics", "true")
-            .set("reconnect.backoff.max.ms", "500")
+            .set("reconnect.backoff.ms", "20")
+            .set("reconnect.backoff.max.ms", "200")
             .create()
             .expect("consumer");
         let deadline = std::time::Instant::now() + Duration::from_secs(30);
@@ -42,6 +43,18 @@ impl Reader {
         }
         consumer.assign(&list).expect("assign");
         Self { consumer }
+    }
+
+    /// High watermarks of all partitions.
+    pub fn watermarks(&self, topic: &str) -> Vec<(i32, i64)> {
+        let timeout = Duration::from_secs(10);
+        let metadata = self.consumer.fetch_metadata(Some(topic), timeout).expect("metadata");
+        let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+        let high = |partition| {
+            let found = self.consumer.fetch_watermarks(topic, partition, timeout);
+            (partition, found.expect("watermarks").1)
+        };
+        partitions.map(|partition| high(partition.id())).collect()
     }
 
     /// The next message, if one comes in time.

@@ -3,6 +3,7 @@
 //! Holds: process handles that kill what they started, by id. Change here: how a part is started.
 //! Not here: what is promised (`tests/`, one file a promise).
 
+pub mod bridge;
 pub mod browser;
 pub mod checker;
 pub mod device;

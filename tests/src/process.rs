@@ -39,12 +39,17 @@ pub fn binary(name: &str) -> PathBuf {
 
 impl Process {
     /// Starts `command` and waits for its `ready {json}` line.
-    pub fn start(mut command: Command) -> Self {
+    pub fn start(command: Command) -> Self {
+        Self::try_start(command).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    /// The same; or why it did not get ready.
+    pub fn try_start(mut command: Command) -> Result<Self, String> {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
-            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+            .map_err(|error| format!("{command:?}: {error}"))?;
         let stdout = child.stdout.take().expect("piped");
         let (send, receive) = mpsc::channel();
         std::thread::spawn(move || {
@@ -55,11 +60,11 @@ impl Process {
             }
         });
         if let Ok(ready) = receive.recv_timeout(READY) {
-            return Self { child, ready };
+            return Ok(Self { child, ready });
         }
         let _ = child.kill();
         let status = child.wait();
-        panic!("not ready: {command:?} ended with {status:?}");
+        Err(format!("not ready: {command:?} ended with {status:?}"))
     }
 
     /// An address of the `ready` line.
@@ -75,16 +80,26 @@ impl Process {
         self.child.id()
     }
 
+    /// It has ended by itself, or somebody else killed it.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|status| status.is_some())
+    }
+
     /// Kills without a chance to do anything (SIGKILL), waits for the end.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
+    /// Sends a signal by its name: `STOP`, `CONT`.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let _ = Command::new("kill").args(["-s", name, &pid]).status();
+    }
+
     /// Asks it to stop (SIGTERM) and returns its exit code.
     pub fn stop(&mut self) -> Option<i32> {
-        let pid = self.child.id().to_string();
-        let _ = Command::new("kill").args(["-TERM", &pid]).status();
+        self.signal("TERM");
         self.child.wait().ok().and_then(|status| status.code())
     }
 
@@ -121,6 +136,8 @@ pub struct Cloud {
     pub admin: SocketAddr,
     data: String,
     extra: Vec<String>,
+    /// Program and first arguments that a restart puts before its own: a tracer, a shell that sets limits.
+    pub under: Vec<String>,
 }
 
 impl Cloud {
@@ -132,8 +149,19 @@ impl Cloud {
     /// With an engine URL and more arguments.
     pub fn start_with(data: &str, extra: &[&str]) -> Self {
         let any = "127.0.0.1:0".parse().expect("address");
-        let extra = extra.iter().map(|&argument| argument.to_owned()).collect();
-        Self::launch(data.to_owned(), [any; 4], extra)
+        let extra: Vec<_> = extra.iter().map(|&argument| argument.to_owned()).collect();
+        let command = Self::command(&[], data, [any; 4], &extra);
+        let process = Process::start(command);
+        Self {
+            mqtt: process.address("mqtt"),
+            kafka: process.address("kafka"),
+            amqp: process.address("amqp"),
+            admin: process.address("admin"),
+            process,
+            data: data.to_owned(),
+            extra,
+            under: Vec::new(),
+        }
     }
 
     /// In a bucket of the S3-compatible server at `s3`.
@@ -142,13 +170,14 @@ impl Cloud {
         Self::start_with(&format!("s3://test/{prefix}"), &["--set", &endpoint])
     }
 
-    fn launch(
-        data: String,
+    fn command(
+        under: &[String],
+        data: &str,
         [mqtt, kafka, amqp, admin]: [SocketAddr; 4],
-        extra: Vec<String>,
-    ) -> Self {
-        let mut command = Command::new(binary("tributary-cloud"));
-        command.args(["serve", "--data", &data]);
+        extra: &[String],
+    ) -> Command {
+        let mut command = command_under(under, "tributary-cloud");
+        command.args(["serve", "--data", data]);
         // Read only where the data lies in a bucket.
         command.env("AWS_ACCESS_KEY_ID", s3::ACCESS_KEY);
         command.env("AWS_SECRET_ACCESS_KEY", s3::SECRET_KEY);
@@ -157,26 +186,51 @@ impl Cloud {
         {
             command.args([flag, &address.to_string()]);
         }
-        command.args(&extra);
-        let process = Process::start(command);
-        Self {
-            mqtt: process.address("mqtt"),
-            kafka: process.address("kafka"),
-            amqp: process.address("amqp"),
-            admin: process.address("admin"),
-            process,
-            data,
-            extra,
-        }
+        command.args(extra);
+        command
+    }
+
+    fn own_command(&self) -> Command {
+        let addresses = [self.mqtt, self.kafka, self.amqp, self.admin];
+        Self::command(&self.under, &self.data, addresses, &self.extra)
     }
 
     /// Starts it again on the same data and ports, after [`Process::kill`] or [`Process::stop`].
     #[must_use]
     pub fn restart(mut self) -> Self {
-        self.process.kill();
-        let addresses = [self.mqtt, self.kafka, self.amqp, self.admin];
-        Self::launch(self.data.clone(), addresses, self.extra.clone())
+        self.start_again().unwrap_or_else(|why| panic!("{why}"));
+        self
     }
+
+    /// The same in place; or why it did not get ready.
+    pub fn start_again(&mut self) -> Result<(), String> {
+        self.process.kill();
+        self.process = Process::try_start(self.own_command())?;
+        Ok(())
+    }
+
+    /// Starts it and kills it so soon that it may not be ready yet.
+    pub fn stumble(&mut self, after: Duration) {
+        self.process.kill();
+        stumble(self.own_command(), after);
+    }
+}
+
+/// `under` and then the binary of this name.
+fn command_under(under: &[String], name: &str) -> Command {
+    let binary = binary(name);
+    let Some((first, rest)) = under.split_first() else { return Command::new(binary) };
+    let mut command = Command::new(first);
+    command.args(rest).arg(binary);
+    command
+}
+
+fn stumble(mut command: Command, after: Duration) {
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+    let mut child = child.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    std::thread::sleep(after);
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 /// An edge on loopback.
@@ -193,6 +247,8 @@ pub struct Edge {
     cloud: Option<SocketAddr>,
     extra: Vec<String>,
     environment: Vec<(String, PathBuf)>,
+    /// Program and first arguments that a restart puts before its own: a tracer, a shell that sets limits.
+    pub under: Vec<String>,
 }
 
 impl Edge {
@@ -215,40 +271,60 @@ impl Edge {
         environment: &[(&str, PathBuf)],
     ) -> Self {
         let any = "127.0.0.1:0".parse().expect("address");
-        let extra = extra.iter().map(|&argument| argument.to_owned()).collect();
+        let extra: Vec<_> = extra.iter().map(|&argument| argument.to_owned()).collect();
         let own = environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
-        Self::launch(folder.to_owned(), id.to_owned(), cloud, [any; 2], extra, own.collect())
+        let (id, environment) = (id.to_owned(), own.collect::<Vec<_>>());
+        let command = Self::command(&[], folder, &id, cloud, [any; 2], &extra, &environment);
+        let process = Process::start(command);
+        let (mqtt, admin) = (process.address("mqtt"), process.address("admin"));
+        let (folder, under) = (folder.to_owned(), Vec::new());
+        Self { process, mqtt, admin, id, folder, cloud, extra, environment, under }
     }
 
-    fn launch(
-        folder: PathBuf,
-        id: String,
+    fn command(
+        under: &[String],
+        folder: &Path,
+        id: &str,
         cloud: Option<SocketAddr>,
         [mqtt, admin]: [SocketAddr; 2],
-        extra: Vec<String>,
-        environment: Vec<(String, PathBuf)>,
-    ) -> Self {
-        let mut command = Command::new(binary("tributary-edge"));
+        extra: &[String],
+        environment: &[(String, PathBuf)],
+    ) -> Command {
+        let mut command = command_under(under, "tributary-edge");
         command.envs(environment.iter().map(|(name, value)| (name, value)));
-        command.arg("serve").arg("--data").arg(&folder).args(["--id", &id]);
+        command.arg("serve").arg("--data").arg(folder).args(["--id", id]);
         command.args(["--mqtt", &mqtt.to_string(), "--admin", &admin.to_string()]);
         if let Some(cloud) = cloud {
             command.args(["--cloud", &format!("mqtt://{cloud}")]);
         }
-        command.args(&extra);
-        let process = Process::start(command);
-        let (mqtt, admin) = (process.address("mqtt"), process.address("admin"));
-        Self { process, mqtt, admin, id, folder, cloud, extra, environment }
+        command.args(extra);
+        command
+    }
+
+    fn own_command(&self) -> Command {
+        let ports = [self.mqtt, self.admin];
+        let Self { under, folder, id, cloud, extra, environment, .. } = self;
+        Self::command(under, folder, id, *cloud, ports, extra, environment)
     }
 
     /// Starts it again on the same data and ports.
     #[must_use]
     pub fn restart(mut self) -> Self {
+        self.start_again().unwrap_or_else(|why| panic!("{why}"));
+        self
+    }
+
+    /// The same in place; or why it did not get ready.
+    pub fn start_again(&mut self) -> Result<(), String> {
         self.process.kill();
-        let ports = [self.mqtt, self.admin];
-        let (folder, id) = (self.folder.clone(), self.id.clone());
-        let (extra, environment) = (self.extra.clone(), self.environment.clone());
-        Self::launch(folder, id, self.cloud, ports, extra, environment)
+        self.process = Process::try_start(self.own_command())?;
+        Ok(())
+    }
+
+    /// Starts it and kills it so soon that it may not be ready yet.
+    pub fn stumble(&mut self, after: Duration) {
+        self.process.kill();
+        stumble(self.own_command(), after);
     }
 }
 

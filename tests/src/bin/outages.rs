@@ -1,11 +1,15 @@
 //! Kills or cuts the power of a broker under load, many times, and prints what was lost as one JSON line.
 //!
-//! `outages kill|cut COUNT [edge|lying-edge|mosquitto [LINE]]`: LINE goes into mosquitto's settings. Exit code 2 where the
-//! machine cannot do it. The edge is always run without a cloud here; `tests/tests/power_cut.rs` has one.
+//! `outages kill|cut COUNT [edge|lying-edge|mosquitto [LINE]]`: one broker, its sessions and queues; LINE goes into mosquitto's
+//! settings. The edge is run without a cloud there; `tests/tests/power_cut.rs` has one.
+//! `outages bridge KILLS CUTS [lying] [SEED]`: devices, edge, cloud and all readers; a line a round. `lying`: the edge's disk only says
+//! that it synced.
+//! Exit code 2 where the machine cannot do it, 1 where a promise was not kept.
 
 use std::process::ExitCode;
 
 use tributary_tests::{
+    bridge::Plan,
     outage::{Broker, Fault, Outage},
     say,
 };
@@ -13,30 +17,50 @@ use tributary_tests::{
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let [fault, count, rest @ ..] = arguments.as_slice() else {
-        panic!("see the first lines of this program")
+    let outcome = match arguments.as_slice() {
+        ["bridge", kills, cuts, rest @ ..] => {
+            let mut plan = Plan::new(number(kills), number(cuts));
+            plan.verbose = true;
+            let (lying, seed) = match rest {
+                ["lying", seed @ ..] => (true, seed),
+                seed => (false, seed),
+            };
+            plan.lying = lying;
+            plan.seed = seed.first().map_or(plan.seed, |seed| number(seed) as u64);
+            plan.run().map(|outcome| (json(&outcome), outcome.is_broken()))
+        }
+        [fault @ ("kill" | "cut"), count, rest @ ..] => broker(fault, number(count), rest)
+            .run()
+            .map(|outcome| (json(&outcome), outcome.is_broken())),
+        _ => panic!("see the first lines of this program"),
     };
-    let broker = match rest {
-        [] | ["edge"] => Broker::Edge(Vec::new()),
-        ["lying-edge"] => Broker::LyingEdge,
-        ["mosquitto", lines @ ..] => Broker::Mosquitto(lines.join("\n")),
-        other => panic!("{other:?}: edge, lying-edge or mosquitto"),
-    };
-    let fault = match *fault {
-        "kill" => Fault::Kill,
-        "cut" => Fault::PowerCut,
-        other => panic!("{other}: kill or cut"),
-    };
-    let rounds = count.parse().expect("how many");
-    let outage = Outage { broker, fault, rounds, until_loss: false, with_cloud: false };
-    match outage.run() {
-        Ok(outcome) => {
-            say(&serde_json::to_string(&outcome).expect("json"));
-            ExitCode::SUCCESS
+    match outcome {
+        Ok((line, broken)) => {
+            say(&line);
+            ExitCode::from(u8::from(broken))
         }
         Err(why) => {
             say(&format!("SKIP {why}"));
             ExitCode::from(2)
         }
     }
+}
+
+fn broker(fault: &str, rounds: usize, rest: &[&str]) -> Outage {
+    let broker = match rest {
+        [] | ["edge"] => Broker::Edge(Vec::new()),
+        ["lying-edge"] => Broker::LyingEdge,
+        ["mosquitto", lines @ ..] => Broker::Mosquitto(lines.join("\n")),
+        other => panic!("{other:?}: edge, lying-edge or mosquitto"),
+    };
+    let fault = if fault == "kill" { Fault::Kill } else { Fault::PowerCut };
+    Outage { broker, fault, rounds, until_loss: false, with_cloud: false }
+}
+
+fn number(text: &str) -> usize {
+    text.parse().unwrap_or_else(|_| panic!("{text}: a number"))
+}
+
+fn json(outcome: &impl serde::Serialize) -> String {
+    serde_json::to_string(outcome).expect("json")
 }

@@ -15,7 +15,7 @@ mod link;
 pub mod mosquitto;
 mod plan;
 mod play;
-mod random;
+pub(crate) mod random;
 pub mod rules;
 mod seen;
 
