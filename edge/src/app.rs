@@ -24,7 +24,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tributary_shared::{
     clock::Clock,
-    connection::{Context, Handle},
+    connection::{Context, Handle, Incoming},
     net::{
         self, BindError, Exposed, Exposure, Gate, Listener,
         listener::{Bound, ListenError},
@@ -39,6 +39,7 @@ use crate::{
     config::Config,
     link::{Address, Batches, Caller, Dial, Plain},
     listen::{self, Door},
+    notify::Manager,
     own,
     status::Status,
     store::{self, After, Opened, Plan, Store},
@@ -113,6 +114,10 @@ pub async fn serve(
     let following = tributary_shared::tasks::critical("access", &admin_stop, following);
     let http = admin::serve(admin_listener, shown.clone(), admin_stop.clone());
     let http = tributary_shared::tasks::critical("admin", &admin_stop, http);
+    let manager = Manager::from_environment();
+    let (alive, watched) = watch::channel(None);
+    let beating = manager.clone().beat(watched, admin_stop.clone());
+    let beating = tributary_shared::tasks::critical("notify", &admin_stop, beating);
     let mut next = Some((bound, opened));
     let outcome = loop {
         let began = Instant::now();
@@ -120,7 +125,11 @@ pub async fn serve(
             Some(first) => first,
             None => (bind(&mut listeners)?, open(&plan, &status).await?),
         };
-        let ready = || say_ready(&listeners, admin_at, &config.id, &status);
+        let ready = |broker| {
+            alive.send_replace(Some(broker));
+            manager.say("READY=1");
+            say_ready(&listeners, admin_at, &config.id, &status);
+        };
         let open = listeners.iter().cloned().zip(bound).collect();
         match run(&config, open, opened, &status, &shown, &stop, ready).await {
             Err(AppError::Store(error))
@@ -136,7 +145,7 @@ pub async fn serve(
     };
     admin_stop.cancel();
     // Late or not, the process ends next.
-    let _late = timeout(PART_STOP, async { tokio::join!(http, following) }).await;
+    let _late = timeout(PART_STOP, async { tokio::join!(http, following, beating) }).await;
     outcome
 }
 
@@ -154,7 +163,7 @@ async fn run(
     status: &Arc<Status>,
     shown: &admin::Shown,
     stop: &CancellationToken,
-    ready: impl FnOnce(),
+    ready: impl FnOnce(mpsc::WeakSender<Incoming>),
 ) -> Result<(), AppError> {
     let Opened { store, journal, restored, threads, .. } = opened;
     let clock = Clock::start();
@@ -164,6 +173,7 @@ async fn run(
     let broker = Broker::new(state, store.clone(), journal, status.clone(), clock, permissions);
     let (incoming, queue) = mpsc::channel(INCOMING);
     let clients_stop = stop.child_token();
+    let alive = incoming.downgrade();
     let packet_bytes = config.session.packet_bytes as usize;
     let context = Context::new(
         Handle { incoming },
@@ -191,7 +201,7 @@ async fn run(
     let uplinks_stop = CancellationToken::new();
     let mut uplinks = start_uplinks(config, &store, &uplinks_stop)?;
     status.serving.store(true, Relaxed);
-    ready();
+    ready(alive);
     let outcome = tokio::select! {
         biased;
         () = stop.cancelled() => Ok(()),

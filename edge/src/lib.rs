@@ -4,8 +4,7 @@
 //! `shared::session` decide and hands the changes to the [`store`], which commits them with many others in one fsynced
 //! SQLite transaction; then the PUBACK goes out. [`uplink`] reads the batch that the commit made, sends it over a
 //! [`link`], and moves the mark when the cloud has confirmed it. [`admin`] shows the numbers of [`status`], [`sys`] tells them to clients;
-//! [`app`] builds all of it from [`config`];
-//! [`command`] is for the person at the terminal.
+//! [`app`] builds all of it from [`config`], [`notify`] tells systemd; [`command`] is for the person at the terminal.
 
 pub mod access;
 pub mod admin;
@@ -18,6 +17,7 @@ mod held;
 pub mod lane;
 pub mod link;
 pub mod listen;
+pub mod notify;
 pub mod own;
 pub mod status;
 pub mod store;

@@ -5,7 +5,7 @@ use std::{io::Write as _, path::PathBuf, process::ExitCode};
 use clap::{Args, Parser, Subcommand};
 use tokio::sync::watch;
 use tributary_edge::{
-    app,
+    app::{self, AppError},
     command::{
         Failed, check, doctor,
         passwd::{self, Change},
@@ -17,7 +17,10 @@ use tributary_edge::{
     },
     config::Config,
 };
-use tributary_shared::{program, telemetry};
+use tributary_shared::{config::ConfigError, program, telemetry};
+
+/// Settings that do not mend themselves: a service manager need not start us again (EX_CONFIG of sysexits.h).
+const SETTINGS: u8 = 78;
 
 /// An MQTT 3.1.1 and 5 broker for gateways. It acknowledges a message when it is on disk, serves local subscribers with
 /// or without an uplink, and brings every acknowledged message to tributary-cloud exactly once.
@@ -39,8 +42,8 @@ enum Command {
     Serve(Serve),
     /// Say in plain words what the settings would do.
     ///
-    /// What listens where, who gets in, who may do what. Starts nothing; an error (exit code 1) is what would keep `serve`
-    /// from starting.
+    /// What listens where, who gets in, who may do what. Starts nothing; an error (exit code 1, or 78 for bad settings) is
+    /// what would keep `serve` from starting.
     ///
     /// Example: tributary-edge check --config /etc/tributary/edge.toml
     Check(Serve),
@@ -118,9 +121,20 @@ fn main() -> ExitCode {
         Command::Sub(sub) => client(sub.run()),
         Command::Pub(publish) => client(publish.run()),
     };
-    program::end("tributary-edge", outcome, |error| {
-        error.downcast_ref().map_or(ExitCode::FAILURE, |failed: &Failed| failed.code.into())
-    })
+    program::end("tributary-edge", outcome, |error| code(error).into())
+}
+
+/// The exit code that an error means.
+fn code(error: &(dyn std::error::Error + 'static)) -> u8 {
+    if let Some(failed) = error.downcast_ref::<Failed>() {
+        return failed.code;
+    }
+    let settings = match error.downcast_ref() {
+        Some(AppError::Config(_) | AppError::Exposed(_)) => true,
+        Some(_) => false,
+        None => error.is::<ConfigError>(),
+    };
+    if settings { SETTINGS } else { 1 }
 }
 
 fn run(serve: &Serve) -> Result<(), Box<dyn std::error::Error>> {

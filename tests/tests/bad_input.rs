@@ -156,7 +156,11 @@ fn a_start_that_cannot_work_says_why_in_one_sentence() {
     ];
     for (name, arguments, names) in cases {
         let (code, stderr) = fails(name, &arguments);
-        assert_eq!(code, Some(1), "{name} {arguments:?}: {stderr}");
+        // What does not mend itself has a code of its own, at which a service is not started again (config/systemd).
+        let settings =
+            name == "tributary-edge" && ["no_such_key", "a/b", "0.0.0.0"].contains(&names);
+        let expected = if settings { 78 } else { 1 };
+        assert_eq!(code, Some(expected), "{name} {arguments:?}: {stderr}");
         assert!(stderr.contains(names), "{name} {arguments:?} does not name `{names}`: {stderr}");
         assert!(!stderr.contains("panicked"), "{stderr}");
     }
