@@ -15,7 +15,7 @@ use std::{
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tributary_shared::{
-    net::{self, BindError, Exposed, Exposure, Gate, check_exposure},
+    net::{self, BindError, Exposed, Exposure, Gate, Listener, check_exposure, listener::Bound},
     tasks,
 };
 
@@ -25,7 +25,8 @@ use crate::{
     config::{Config, Listen},
     engine::{self, EngineError},
     group::Groups,
-    kafka, listen,
+    kafka,
+    listen::{self, Door, DoorError},
     log::{Log, LogError},
     mqtt,
     route::{RouteError, Routes, Routing},
@@ -49,6 +50,8 @@ pub enum AppError {
     Exposed(#[from] Exposed),
     #[error(transparent)]
     Bind(#[from] BindError),
+    #[error(transparent)]
+    Door(#[from] DoorError),
     #[error("data at {url} cannot be opened: {error}")]
     Engine { url: String, error: EngineError },
     #[error("data at {url} cannot be opened: {error}")]
@@ -65,6 +68,7 @@ pub enum AppError {
 
 struct Listeners {
     mqtt: TcpListener,
+    edges: Vec<(Listener, Bound)>,
     kafka: TcpListener,
     amqp: TcpListener,
     admin: TcpListener,
@@ -80,7 +84,7 @@ struct Parts {
 
 /// Runs until `stop`, or until a part fails.
 pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppError> {
-    let listeners = bind(&config.listen)?;
+    let listeners = bind(&config).await?;
     let log = open(&config).await?;
     let routing = Routing::new(Routes::default());
     routing.set(Routes::new(config.routes.clone())?, &log)?;
@@ -133,7 +137,8 @@ fn start(parts: &Parts, config: &Config, listeners: Listeners) -> JoinSet<String
     let (clients, broker) =
         mqtt::open(log.clone(), routing.clone(), config.mqtt.clone(), &gate, status, stop.clone());
     heads.spawn(async move { said("MQTT", broker.await) });
-    let listening = listen::serve(listeners.mqtt, gate, bridge, clients, stop.clone());
+    let door = Door { bridge, clients, stop: stop.clone() };
+    let listening = door.serve(listeners.mqtt, listeners.edges, gate);
     heads.spawn(async move {
         listening.await;
         "the MQTT listener ended".to_owned()
@@ -174,8 +179,10 @@ async fn open(config: &Config) -> Result<Log, AppError> {
     log.map_err(|error| AppError::Log { url: url(), error })
 }
 
-fn bind(listen: &Listen) -> Result<Listeners, AppError> {
+async fn bind(config: &Config) -> Result<Listeners, AppError> {
+    let listen = &config.listen;
     Ok(Listeners {
+        edges: listen::open(&config.listeners, listen.allow_insecure).await?,
         mqtt: bind_one(listen, "listen.mqtt", &listen.mqtt)?,
         kafka: bind_one(listen, "listen.kafka", &listen.kafka)?,
         amqp: bind_one(listen, "listen.amqp", &listen.amqp)?,
@@ -200,10 +207,15 @@ fn ready_line(listeners: &Listeners) -> String {
         let address: Option<SocketAddr> = listener.local_addr().ok();
         address.map(|address| address.to_string()).unwrap_or_default()
     };
-    let addresses = serde_json::json!({
+    let mut addresses = serde_json::json!({
         "mqtt": address(&listeners.mqtt), "kafka": address(&listeners.kafka),
         "amqp": address(&listeners.amqp), "admin": address(&listeners.admin),
     });
+    if let Some(addresses) = addresses.as_object_mut() {
+        for (listener, _) in &listeners.edges {
+            addresses.insert(listener.setting.clone(), listener.address.to_string().into());
+        }
+    }
     format!("ready {addresses}\n")
 }
 

@@ -9,7 +9,7 @@ use crate::{amqp, bridge, engine, group, kafka, log, mqtt, route::Rule};
 tributary_shared::settings! {
     /// Addresses of the listeners. Port 0 picks a free one. Beyond loopback TLS and authentication are needed.
     pub struct Listen {
-        /// MQTT clients and edges.
+        /// MQTT clients and edges, without TLS; `listeners` below are for edges elsewhere.
         pub mqtt: String = "127.0.0.1:1884".into(),
         /// Kafka clients.
         pub kafka: String = "127.0.0.1:9092".into(),
@@ -51,6 +51,8 @@ tributary_shared::settings! {
         pub data: String = "file:///var/lib/tributary".into(),
         /// Addresses of the listeners. Port 0 picks a free one. Beyond loopback TLS and authentication are needed.
         pub listen: Listen = Listen::default(),
+        /// MQTT listeners with TLS, for edges: each shows a certificate that `client_ca` has signed, and is who that says.
+        pub listeners: Vec<net::listener::Settings> = Vec::new(),
         /// Storage: where the shards lie and how they are written.
         pub engine: engine::Settings = engine::Settings::default(),
         /// The log: limits and defaults of streams.

@@ -1,14 +1,29 @@
-//! The MQTT listener: accepts, reads CONNECT, and hands edges to the bridge and everyone else to the MQTT head.
+//! The MQTT listeners: accept, read CONNECT, and hand edges to the bridge and everyone else to the MQTT head.
 //!
+//! ```text
+//! listen.mqtt     plain: an edge is who its CONNECT says, everyone else is a client
+//! [[listeners]]   TLS: only edges, and an edge is who its certificate says
+//! ```
 //! Change here: who is handed to whom. Not here: limits of accepting (`shared::net`), what either does with a connection.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::net::{TcpListener, TcpStream};
+use bytestring::ByteString;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tributary_shared::{
-    connection::handshake,
-    net::{Admitted, Gate, accept},
+    auth::{self, Certificate, Identities, Method},
+    connection::{self, Opened, handshake},
+    mqtt::Reason,
+    net::{
+        Admitted, Gate, Listener, Stream, accept,
+        listener::{Arrived, Bound, Common, ListenError, Settings},
+    },
+    telemetry::brief,
 };
 
 use crate::{
@@ -16,30 +31,122 @@ use crate::{
     mqtt::Clients,
 };
 
-/// Serves until `stop`, and until the connections have ended.
-pub async fn serve(
-    listener: TcpListener,
-    gate: Arc<Gate>,
-    bridge: Bridge,
-    clients: Clients,
-    stop: CancellationToken,
-) {
-    let stopping = stop.clone();
-    let connection = move |stream: TcpStream, address: SocketAddr, mut admitted: Admitted| {
-        let (bridge, clients, stop) = (bridge.clone(), clients.clone(), stopping.clone());
-        async move {
-            match handshake(stream, clients.settings(), clients.counters()).await {
-                Err(refused) => tracing::debug!(%address, %refused, "no MQTT connection"),
-                Ok(opened) => {
-                    admitted.handshake_done();
-                    if bridge::is_edge(&opened.connect) {
-                        bridge.serve(opened, address.to_string(), stop).await;
-                    } else {
-                        clients.serve(opened, address).await;
-                    }
+/// Who serves whom. Cheap to clone.
+#[derive(Clone)]
+pub struct Door {
+    /// Edges.
+    pub bridge: Bridge,
+    /// Everyone else.
+    pub clients: Clients,
+    /// The end.
+    pub stop: CancellationToken,
+}
+
+/// Why there is no listener of `[[listeners]]`.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum DoorError {
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    Auth(#[from] auth::LoadError),
+    #[error(
+        "`listeners[{0}]`: a listener of the cloud is for edges with certificates: transport tls or wss, and `client_ca`"
+    )]
+    OnlyEdges(usize),
+}
+
+/// Checks settings and files of `[[listeners]]`, and opens them. Only edges with certificates come in there.
+pub async fn open(
+    settings: &[Settings],
+    allow_insecure: bool,
+) -> Result<Vec<(Listener, Bound)>, DoorError> {
+    let identities = Identities::open(&auth::Settings::default())?;
+    let mut all = Vec::new();
+    for (at, settings) in settings.iter().enumerate() {
+        let methods = &settings.methods;
+        let others = methods.iter().any(|method| *method != Method::Certificate);
+        if settings.client_ca.is_empty() || others {
+            return Err(DoorError::OnlyEdges(at));
+        }
+        let only = Settings { methods: vec![Method::Certificate], ..settings.clone() };
+        // The certificate is the rule: an edge may bring its own messages and nothing else.
+        let common = Common { identities: &identities, rules: true, allow_insecure };
+        let mut listener = Listener::prepare(&only, &format!("listeners[{at}]"), common).await?;
+        let bound = listener.bind()?;
+        all.push((listener, bound));
+    }
+    Ok(all)
+}
+
+impl Door {
+    /// Serves all until the stop, and until the connections have ended.
+    pub async fn serve(self, plain: TcpListener, secured: Vec<(Listener, Bound)>, gate: Arc<Gate>) {
+        let mut serving = JoinSet::new();
+        let patience = Duration::from_millis(self.clients.settings().handshake_ms);
+        for (listener, bound) in secured {
+            let (door, stop) = (self.clone(), self.stop.clone());
+            let peer = move |arrived| door.clone().certified(arrived);
+            serving.spawn(listener.serve(bound, Arc::clone(&gate), patience, stop, peer));
+        }
+        let (door, stop) = (self.clone(), self.stop.clone());
+        let peer = move |stream, address, admitted| door.clone().plain(stream, address, admitted);
+        serving.spawn(accept(plain, gate, stop, peer));
+        while serving.join_next().await.is_some() {}
+    }
+
+    async fn plain(self, stream: TcpStream, address: SocketAddr, mut admitted: Admitted) {
+        match handshake(stream, self.clients.settings(), self.clients.counters()).await {
+            Err(refused) => tracing::debug!(%address, %refused, "no MQTT connection"),
+            Ok(opened) => {
+                admitted.handshake_done();
+                if bridge::is_edge(&opened.connect) {
+                    self.bridge.serve(opened, address.to_string(), self.stop).await;
+                } else {
+                    self.clients.serve(opened, address).await;
                 }
             }
         }
-    };
-    accept(listener, gate, stop, connection).await;
+    }
+
+    /// A peer with a certificate that TLS has verified.
+    async fn certified(self, arrived: Box<Arrived>) {
+        let Arrived { stream, address, certificate, held, deadline, mut admitted } = *arrived;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let handshake_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        let settings = connection::Settings { handshake_ms, ..self.clients.settings().clone() };
+        let address = address.map(|address| address.to_string()).unwrap_or_default();
+        let opened = match handshake(stream, &settings, self.clients.counters()).await {
+            Ok(opened) => opened,
+            Err(refused) => return tracing::debug!(address, %refused, "no MQTT connection"),
+        };
+        admitted.handshake_done();
+        let (Some(held), Some(id)) = (held, named(&opened, certificate, &address)) else {
+            return opened.refuse(Reason::NOT_AUTHORIZED).await;
+        };
+        let serving = self.bridge.serve(opened, address, self.stop);
+        tokio::select! {
+            () = serving => {}
+            () = held.ended() => tracing::warn!(edge = %id, "an edge is cut off: its certificate has ended, or is not trusted any more"),
+        }
+    }
+}
+
+/// The edge that a certificate proves, if it is the one that CONNECT speaks of.
+fn named(opened: &Opened<Stream>, certificate: Certificate, address: &str) -> Option<ByteString> {
+    let said = bridge::edge(&opened.connect);
+    match (certificate, said) {
+        (Certificate::Named(name), Some(said)) if name == said => return Some(name),
+        (Certificate::Named(certificate), Some(said)) => {
+            let said = brief(said);
+            tracing::warn!(address, %certificate, said, "refused: the certificate is another edge's than CONNECT says");
+        }
+        (Certificate::Named(certificate), None) => {
+            tracing::warn!(address, %certificate, "refused: only edges are served here, and CONNECT is no edge's");
+        }
+        (Certificate::None | Certificate::Nameless, _) => {
+            tracing::warn!(address, "refused: the certificate names nobody");
+        }
+    }
+    None
 }

@@ -37,6 +37,7 @@ use crate::{
     admin,
     broker::Broker,
     config::Config,
+    enrol::Identity,
     link::{Address, Batches, Caller, Dial, Plain},
     listen::{self, Door},
     notify::Manager,
@@ -253,6 +254,7 @@ fn start_uplinks(
     let Ok(address) = Address::parse(&settings.cloud) else { return Ok(uplinks) };
     let login = settings.login().map_err(AppError::Config)?;
     let share = Share::new(settings.bytes_per_s);
+    let identity = Identity::new(config);
     for lane in store.lanes() {
         let caller = Caller {
             address: address.clone(),
@@ -261,6 +263,7 @@ fn start_uplinks(
             connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
             keep_alive: Duration::from_secs(u64::from(settings.keep_alive_s)),
             login: login.clone(),
+            identity: identity.clone(),
         };
         let part = Part { store: store.clone(), lane: lane.clone(), share: share.lane() };
         match settings.format {

@@ -13,6 +13,7 @@ pub mod broker;
 pub mod command;
 pub mod config;
 mod enhanced;
+pub mod enrol;
 mod held;
 pub mod lane;
 pub mod link;

@@ -85,7 +85,12 @@ pub struct Bridge {
 
 /// Whether a CONNECT is an edge's. Only version 5 can say so.
 pub fn is_edge(connect: &Connect) -> bool {
-    connect.version == Version::V5 && property(connect, EDGE_PROPERTY).is_some()
+    edge(connect).is_some()
+}
+
+/// The edge that a CONNECT says it is of.
+pub fn edge(connect: &Connect) -> Option<&str> {
+    property(connect, EDGE_PROPERTY).filter(|_| connect.version == Version::V5)
 }
 
 impl Bridge {

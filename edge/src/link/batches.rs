@@ -24,7 +24,7 @@ use rumqttc::{
 use tokio::{sync::mpsc, time::timeout};
 use tributary_shared::tasks;
 
-use super::{Answer, Caller, Dial, Link, Pipe, Report, Upload, Welcome, reasons};
+use super::{Answer, Caller, Dial, Link, Pipe, Report, Upload, Welcome, reasons, tls};
 
 /// More than any window: rumqttc's own limits are never met.
 const LIMIT: u16 = 1024;
@@ -49,13 +49,15 @@ pub struct Batches(pub Caller);
 impl Dial for Batches {
     async fn dial(&self) -> Result<(Link, Welcome), String> {
         let caller = &self.0;
-        let (client, mut events) = AsyncClient::new(options(caller), usize::from(LIMIT));
-        let connack = timeout(caller.connect_timeout, connected(&mut events))
+        let options = options(caller)?;
+        let host = caller.address.host.as_str();
+        let (client, mut events) = AsyncClient::new(options, usize::from(LIMIT));
+        let connack = timeout(caller.connect_timeout, connected(&mut events, host))
             .await
             .map_err(|_| "no CONNACK in time".to_owned())??;
         let welcome = welcome(connack);
         let (news, reports) = mpsc::channel(usize::from(LIMIT));
-        let task = tasks::spawn("uplink pipe", pump(events, news));
+        let task = tasks::spawn("uplink pipe", pump(events, news, host.to_owned()));
         let topic = format!("tributary/{}/up/{}", caller.edge_id, caller.lane);
         Ok((Link::new(Box::new(Publisher { client, topic }), reports, task), welcome))
     }
@@ -95,7 +97,7 @@ impl Pipe for Publisher {
     }
 }
 
-pub(super) fn options(caller: &Caller) -> MqttOptions {
+pub(super) fn options(caller: &Caller) -> Result<MqttOptions, String> {
     let id = format!("{}.up.{}", caller.edge_id, caller.lane);
     let mut options = MqttOptions::new(id, caller.address.host.as_str(), caller.address.port);
     options
@@ -118,13 +120,14 @@ pub(super) fn options(caller: &Caller) -> MqttOptions {
     let mut network = rumqttc::NetworkOptions::new();
     network.set_tcp_nodelay(true);
     options.set_network_options(network);
-    options
+    options.set_transport(tls::transport(&caller.address, &caller.identity)?);
+    Ok(options)
 }
 
-pub(super) async fn connected(events: &mut EventLoop) -> Result<ConnAck, String> {
+pub(super) async fn connected(events: &mut EventLoop, host: &str) -> Result<ConnAck, String> {
     loop {
         if let Event::Incoming(Packet::ConnAck(connack)) =
-            events.poll().await.map_err(|error| error.to_string())?
+            events.poll().await.map_err(|error| tls::why(&error, host))?
         {
             return Ok(connack);
         }
@@ -151,7 +154,7 @@ fn welcome(connack: ConnAck) -> Welcome {
 }
 
 /// Runs the event loop in a task of its own: its future may not be dropped in the middle of a write.
-async fn pump(mut events: EventLoop, news: mpsc::Sender<Report>) {
+async fn pump(mut events: EventLoop, news: mpsc::Sender<Report>, host: String) {
     let mut tokens = Tokens::default();
     loop {
         match events.poll().await {
@@ -166,7 +169,7 @@ async fn pump(mut events: EventLoop, news: mpsc::Sender<Report>) {
                 // Answers that were read together with what broke the connection are still to be told.
                 let read = std::mem::take(&mut events.state.events);
                 let said = read.iter().find_map(last_words);
-                let why = said.unwrap_or_else(|| error.to_string());
+                let why = said.unwrap_or_else(|| tls::why(&error, &host));
                 let last = Report::Closed { refused: unreadable(&error), why };
                 let reports = read.into_iter().filter_map(|event| tokens.report(event));
                 for report in reports.chain([last]) {

@@ -4,6 +4,7 @@
 //! Dial::dial -> Link + Welcome     Link::send(upload) -> token 0, 1, 2 ...     Link::report -> Answered(token, ..) | Closed
 //! batches    one PUBLISH a record batch, to a cloud that knows epochs and sequences
 //! plain      one PUBLISH a message, to any MQTT 5 broker
+//! tls        below both: what is shown and trusted, and errors in words
 //! ```
 //! A link is a pipe and nothing more: it may lose what is under way when it ends, it never resends, and what is sent stays
 //! within the window of its [`Welcome`]. Resending is from the store.
@@ -13,14 +14,17 @@
 mod batches;
 mod plain;
 pub mod reasons;
+pub(crate) mod tls;
 
-use std::{collections::HashMap, future::Future, time::Duration};
+use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 
 pub use batches::Batches;
 pub use plain::Plain;
+
+use crate::enrol::Identity;
 
 /// For the last words to be written.
 const GOODBYE: Duration = Duration::from_millis(200);
@@ -32,24 +36,34 @@ pub struct Address {
     pub host: String,
     /// Port.
     pub port: u16,
+    /// It speaks TLS.
+    pub tls: bool,
 }
 
+/// What an address has to look like.
+const FORM: &str = "must be mqtts://host:port, or mqtt://host:port without TLS";
+
 impl Address {
-    /// Reads `mqtt://host:port`; the port may be left out (1883).
+    /// Reads `mqtts://host:port` or `mqtt://host:port`; the port may be left out (8883, 1883).
     pub fn parse(url: &str) -> Result<Self, &'static str> {
-        let Some(rest) = url.strip_prefix("mqtt://") else {
-            return Err("must be mqtt://host:port (this release has no TLS)");
+        let (tls, rest) = match (url.strip_prefix("mqtts://"), url.strip_prefix("mqtt://")) {
+            (Some(rest), _) => (true, rest),
+            (_, Some(rest)) => (false, rest),
+            (None, None) => return Err(FORM),
         };
         let (host, port) = match rest.rsplit_once(':') {
             Some((host, port)) if !port.ends_with(']') => {
                 (host, port.parse().map_err(|_| "the port is not a number from 0 to 65535")?)
             }
-            _ => (rest, 1883),
+            _ => (rest, if tls { 8883 } else { 1883 }),
         };
         if host.is_empty() || host.contains(['/', '@']) {
-            return Err("must be mqtt://host:port");
+            return Err(FORM);
         }
-        Ok(Self { host: host.to_owned(), port })
+        if tls && host.starts_with('[') {
+            return Err("with TLS the host is a name or an IPv4 address");
+        }
+        Ok(Self { host: host.to_owned(), port, tls })
     }
 }
 
@@ -68,6 +82,8 @@ pub struct Caller {
     pub keep_alive: Duration,
     /// User name and password, for brokers that want them.
     pub login: Option<(String, String)>,
+    /// What TLS shows and trusts.
+    pub identity: Arc<Identity>,
 }
 
 /// What CONNACK said.
@@ -190,11 +206,21 @@ mod tests {
 
     #[test]
     fn an_address_is_a_host_and_a_port() {
-        let read = |url| Address::parse(url).map(|a| (a.host, a.port));
-        assert_eq!(read("mqtt://cloud:1884"), Ok(("cloud".to_owned(), 1884)));
-        assert_eq!(read("mqtt://cloud"), Ok(("cloud".to_owned(), 1883)));
-        assert_eq!(read("mqtt://[::1]:99"), Ok(("[::1]".to_owned(), 99)));
-        for bad in ["cloud:1884", "mqtts://cloud", "mqtt://", "mqtt://a:b", "mqtt://u@h:1"] {
+        let read = |url| Address::parse(url).map(|a| (a.host, a.port, a.tls));
+        let is = |host: &str, port, tls| Ok((host.to_owned(), port, tls));
+        assert_eq!(read("mqtt://cloud:1884"), is("cloud", 1884, false));
+        assert_eq!(read("mqtt://cloud"), is("cloud", 1883, false));
+        assert_eq!(read("mqtt://[::1]:99"), is("[::1]", 99, false));
+        assert_eq!(read("mqtts://cloud"), is("cloud", 8883, true));
+        assert_eq!(read("mqtts://10.0.0.1:1"), is("10.0.0.1", 1, true));
+        for bad in [
+            "cloud:1884",
+            "https://cloud",
+            "mqtt://",
+            "mqtt://a:b",
+            "mqtt://u@h:1",
+            "mqtts://[::1]",
+        ] {
             assert!(read(bad).is_err(), "{bad}");
         }
     }

@@ -70,12 +70,13 @@ pub struct Plain {
 impl Dial for Plain {
     async fn dial(&self) -> Result<(Link, Welcome), String> {
         let caller = &self.caller;
-        let mut options = batches::options(caller);
+        let mut options = batches::options(caller)?;
         options.set_user_properties(Vec::new());
         let (client, mut events) = AsyncClient::new(options, IN_FLIGHT);
-        let connack = timeout(caller.connect_timeout, batches::connected(&mut events))
-            .await
-            .map_err(|_| "no CONNACK in time".to_owned())??;
+        let connack =
+            timeout(caller.connect_timeout, batches::connected(&mut events, &caller.address.host))
+                .await
+                .map_err(|_| "no CONNACK in time".to_owned())??;
         let said = connack.properties.as_ref();
         if said.and_then(|said| said.max_qos) == Some(0) {
             return Err("the broker takes QoS 0 only: nothing would be confirmed".to_owned());

@@ -34,7 +34,8 @@ pub enum Format {
 tributary_shared::settings! {
     /// The way to the cloud.
     pub struct Settings {
-        /// Where the cloud listens, as `mqtt://host:port`. Empty: this edge works alone and keeps nothing for a cloud.
+        /// Where the cloud listens: `mqtts://host:port` with TLS, `mqtt://host:port` without. Empty: this edge works alone
+        /// and keeps nothing for a cloud.
         pub cloud: String = String::new(),
         /// What is sent: `batches` of records to Tributary's cloud, each exactly once, or each message as an ordinary
         /// publish to any `mqtt` 5 broker, at least once.
@@ -45,6 +46,13 @@ tributary_shared::settings! {
         pub user: String = String::new(),
         /// File with its password, in the first line.
         pub password_file: String = String::new(),
+        /// PEM file: authorities that may have signed the cloud's certificate. Empty: those of enrolment.
+        pub ca: String = String::new(),
+        /// PEM file: the certificate that this edge shows the cloud, and those between it and its authority. Empty: that of
+        /// enrolment; none if there is none.
+        pub certificate: String = String::new(),
+        /// PEM file: its private key.
+        pub key: String = String::new(),
         /// Batches sent and not yet confirmed, a lane.
         pub window_batches: usize = 16 => 1..=512,
         /// Bytes of such batches; one batch is always allowed.
@@ -70,6 +78,10 @@ tributary_shared::settings! {
 impl Settings {
     /// Says what is wrong with a value, if anything is.
     pub fn check_all(&self) -> Result<(), String> {
+        if self.certificate.is_empty() != self.key.is_empty() {
+            let why = "`uplink.certificate` and `uplink.key` belong together: set both";
+            return Err(why.to_owned());
+        }
         if self.cloud.is_empty() {
             return Ok(());
         }

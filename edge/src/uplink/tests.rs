@@ -249,6 +249,7 @@ impl Edge {
             part,
             Batches(Caller {
                 address: Address::parse(&format!("mqtt://{cloud}")).unwrap(),
+                identity: crate::enrol::Identity::new(&crate::config::Config::default()),
                 edge_id: "gw1".to_owned(),
                 lane: "normal".to_owned(),
                 connect_timeout: Duration::from_secs(10),

@@ -1,6 +1,6 @@
 //! Who a client certificate names: the first URI of its alternative names, else the first DNS name, else its common name.
 //!
-//! In: a certificate that TLS has verified. `urn:edge:gw7`, as edges are enrolled, is `gw7`. A wildcard names nobody.
+//! In: a certificate that TLS has verified. `urn:tributary:edge:gw7`, as edges are enrolled, is `gw7`. A wildcard names nobody.
 //! Change here: which name counts. Not here: whether a certificate is trusted (`net::tls`).
 
 use bytestring::ByteString;
@@ -16,7 +16,8 @@ use x509_cert::{
 };
 
 const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
-const EDGE: &str = "urn:edge:";
+/// How the names of edges begin in certificates.
+pub const EDGE: &str = "urn:tributary:edge:";
 
 /// What TLS says of a client.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,6 +39,31 @@ impl Certificate {
             Some(der) => principal(der).map_or(Self::Nameless, Self::Named),
         }
     }
+}
+
+/// What a certificate says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Its number, in hex.
+    pub serial: String,
+    /// When it begins, seconds since 1970.
+    pub from_s: u64,
+    /// When it ends.
+    pub until_s: u64,
+}
+
+/// What a certificate (DER) says of itself; `None`: it is none.
+pub fn facts(certificate: &[u8]) -> Option<Facts> {
+    let certificate = X509::from_der(certificate).ok()?;
+    let tbs = certificate.tbs_certificate();
+    let number = tbs.serial_number().as_bytes();
+    // A leading zero only says that the number is not negative.
+    let number = if let [0, rest @ ..] = number { rest } else { number };
+    Some(Facts {
+        serial: number.iter().map(|byte| format!("{byte:02x}")).collect(),
+        from_s: tbs.validity().not_before.to_unix_duration().as_secs(),
+        until_s: tbs.validity().not_after.to_unix_duration().as_secs(),
+    })
 }
 
 /// The name in a certificate (DER); `None`: it has none that can be used.
@@ -106,7 +132,7 @@ mod tests {
     fn uri_then_dns_then_common_name() {
         let of = |common: &[&str], names| principal(&certificate(common, names));
         let name = |text: &str| Some(ByteString::from(text));
-        assert_eq!(of(&["cn"], vec![dns("d.x"), uri("urn:edge:gw7")]), name("gw7"));
+        assert_eq!(of(&["cn"], vec![dns("d.x"), uri("urn:tributary:edge:gw7")]), name("gw7"));
         assert_eq!(of(&["cn"], vec![uri("spiffe://x/y"), dns("d.x")]), name("spiffe://x/y"));
         assert_eq!(of(&["cn"], vec![dns("d.x"), dns("e.x")]), name("d.x"));
         assert_eq!(of(&["gerät-1"], vec![]), name("gerät-1"));
@@ -120,7 +146,7 @@ mod tests {
         assert_eq!(of(&["a\u{0}b"], vec![]), None);
         assert_eq!(of(&["anonymous"], vec![]), None);
         assert_eq!(of(&[&"x".repeat(300)], vec![]), None);
-        assert_eq!(of(&["cn"], vec![uri("urn:edge:")]), None);
+        assert_eq!(of(&["cn"], vec![uri("urn:tributary:edge:")]), None);
         assert_eq!(principal(b"not a certificate"), None);
         let whole = certificate(&["cn"], vec![]);
         for end in 0..whole.len() {

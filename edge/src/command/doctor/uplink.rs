@@ -1,21 +1,32 @@
-//! The way to the cloud, step by step: name, TCP, CONNECT. Asks as a client of its own, so that a running edge keeps its place.
+//! The way to the cloud, step by step: name, TCP, then TLS or CONNECT. Asks as a client of its own, so that a running edge
+//! keeps its place; over TLS the cloud serves only edges, so there the handshake is all.
 
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
+use rustls::pki_types::ServerName;
 use tokio::{
+    io::AsyncReadExt as _,
     net::{TcpStream, lookup_host},
     time::timeout,
 };
+use tokio_rustls::TlsConnector;
 
-use super::Finding;
+use super::{Finding, certificate};
 use crate::{
     command::client::{Client, Protocol, Server},
     config::Config,
-    link::Address,
+    enrol::Identity,
+    link::{Address, tls},
 };
 
 /// For a name, and for a connection.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// For the cloud to say that it does not take our certificate: in TLS 1.3 it says so after the handshake.
+const SECOND_THOUGHTS: Duration = Duration::from_secs(1);
 
 pub(super) async fn check(config: &Config) -> Vec<Finding> {
     if config.uplink.cloud.is_empty() {
@@ -24,15 +35,15 @@ pub(super) async fn check(config: &Config) -> Vec<Finding> {
     // A bad one was said with the settings.
     let Ok(cloud) = Address::parse(&config.uplink.cloud) else { return Vec::new() };
     let mut all = Vec::new();
-    match steps(&cloud, &mut all).await {
+    match steps(config, &cloud, &mut all).await {
         Ok(()) => {}
         Err(finding) => all.push(finding),
     }
     all
 }
 
-async fn steps(cloud: &Address, all: &mut Vec<Finding>) -> Result<(), Finding> {
-    let Address { host, port } = cloud;
+async fn steps(config: &Config, cloud: &Address, all: &mut Vec<Finding>) -> Result<(), Finding> {
+    let Address { host, port, tls } = cloud;
     let began = Instant::now();
     let name = host.trim_matches(['[', ']']);
     let found = timeout(PATIENCE, lookup_host((name, *port))).await;
@@ -47,12 +58,21 @@ async fn steps(cloud: &Address, all: &mut Vec<Finding>) -> Result<(), Finding> {
         took(began)
     )));
     let began = Instant::now();
-    match timeout(PATIENCE, TcpStream::connect((name, *port))).await {
-        Ok(Ok(_)) => {}
+    let stream = match timeout(PATIENCE, TcpStream::connect((name, *port))).await {
+        Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(no_way(host, *port, &error)),
         Err(_) => return Err(no_way(host, *port, &"no answer")),
-    }
+    };
     all.push(Finding::ok(format_args!("cloud: port {port} answers in {}", took(began))));
+    if *tls {
+        let identity = Identity::new(config);
+        if let Some(own) = identity.own_facts() {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let ends = Some(Duration::from_secs(own.until_s));
+            all.push(certificate("this edge", ends, now));
+        }
+        return handshake(&identity, host, stream, all).await;
+    }
     let server = Server {
         host: name.to_owned(),
         port: Some(*port),
@@ -80,6 +100,35 @@ async fn steps(cloud: &Address, all: &mut Vec<Finding>) -> Result<(), Finding> {
         )),
     }
 }
+
+async fn handshake(
+    identity: &Identity,
+    host: &str,
+    stream: TcpStream,
+    all: &mut Vec<Finding>,
+) -> Result<(), Finding> {
+    let bad = |why: String| Finding::fail(format_args!("cloud: {why}"), TLS_DOC);
+    let of_io = |error: io::Error| {
+        bad(tls::in_io(&error)
+            .map_or_else(|| format!("TLS: {error}"), |error| tls::words(error, host)))
+    };
+    let config = identity.client().map_err(|error| bad(error.to_string()))?;
+    let name = ServerName::try_from(host.to_owned())
+        .map_err(|_| bad(format!("{host} cannot stand in a certificate")))?;
+    let began = Instant::now();
+    let connecting = timeout(PATIENCE, TlsConnector::from(config).connect(name, stream));
+    let mut stream = match connecting.await {
+        Ok(outcome) => outcome.map_err(of_io)?,
+        Err(_) => return Err(bad("no TLS in time".to_owned())),
+    };
+    if let Ok(Err(error)) = timeout(SECOND_THOUGHTS, stream.read(&mut [0; 1])).await {
+        return Err(of_io(error));
+    }
+    all.push(Finding::ok(format_args!("cloud: both sides trust each other, in {}", took(began))));
+    Ok(())
+}
+
+const TLS_DOC: &str = "docs/operating/enrolment.md says how an edge gets its certificate";
 
 fn no_name(host: &str, error: &dyn std::fmt::Display) -> Finding {
     Finding::fail(

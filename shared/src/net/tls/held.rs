@@ -41,6 +41,11 @@ impl Held {
         Some(Self { tls: Arc::clone(tls), chain, changed })
     }
 
+    /// Its certificate, DER.
+    pub fn certificate(&self) -> &[u8] {
+        self.chain.first().map_or(&[], AsRef::as_ref)
+    }
+
     /// Waits until a new connection with this certificate would be refused.
     pub async fn ended(mut self) {
         let ends = expiry(&self.chain).map_or(0, |ends| ends.as_millis());
