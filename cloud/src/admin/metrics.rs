@@ -40,7 +40,7 @@ fn streams(shown: &Shown, page: &mut Page) {
 
 type Read = fn(&EdgeView) -> u64;
 
-const EDGE_COUNTERS: [(&str, &str, Read); 7] = [
+const EDGE_COUNTERS: [(&str, &str, Read); 8] = [
     ("tributary_edge_records_total", "Records made durable", |edge| edge.records),
     ("tributary_edge_batches_total", "Batches made durable", |edge| edge.batches),
     ("tributary_edge_bytes_total", "Bytes of these batches", |edge| edge.bytes),
@@ -51,6 +51,7 @@ const EDGE_COUNTERS: [(&str, &str, Read); 7] = [
     ("tributary_edge_declared_lost_total", "Records that the edge gave up", |edge| {
         edge.declared_lost
     }),
+    ("tributary_edge_clamped_total", "Records whose time was absurd", |edge| edge.clamped),
     ("tributary_edge_refused_total", "Uploads refused or failed", |edge| edge.refused),
 ];
 
@@ -64,6 +65,25 @@ fn edges(shown: &Shown, page: &mut Page) {
         "Edge connections ended by a newer one of the same edge and lane",
         &[],
         live.takeovers(),
+    );
+    let busy = shown.bridge.busy();
+    let gauges = [
+        ("tributary_edges_catching_up", "Edges that bring more than live data", busy.catching_up),
+        ("tributary_edges_waiting", "Edges that wait for a turn to catch up", busy.waiting),
+        (
+            "tributary_edges_in_flight_bytes",
+            "Bytes of catching up that are not durable yet",
+            busy.in_flight_bytes,
+        ),
+    ];
+    for (name, help, value) in gauges {
+        page.gauge(name, help, &[], value as u64);
+    }
+    page.counter(
+        "tributary_edges_refused_total",
+        "Connections of edges refused or ended because there were too many",
+        &[],
+        busy.refused,
     );
     page.counter(
         "tributary_edge_duplicate_ids_total",

@@ -7,7 +7,10 @@
 //! Uploads are submitted as they come, so that many are on their way to the store at once. The window is bounded in
 //! messages (receive maximum: 0x93 beyond it) and in bytes (the reader waits). Not here: taking over (`live`).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use bytes::BytesMut;
 use tokio::{
@@ -20,7 +23,7 @@ use tributary_shared::{
     clock::wall_ms,
     mqtt::{
         Reader, Version,
-        packet::{Disconnect, Packet, PacketId, Publish, Qos, Reason, SubAck},
+        packet::{Disconnect, Packet, PacketId, Publish, Qos, Reason, SubAck, UserProperties},
         write::write,
     },
     telemetry::brief,
@@ -28,7 +31,9 @@ use tributary_shared::{
 
 use super::{
     Bridge, CLASH_PROPERTY,
+    admission::{Busy, Visitor},
     answer::{Answer, words},
+    clocks::Clocks,
     divide::{Divided, Divider},
     live::{Registration, Traffic},
     upload::{self, Content, Mark, Upload},
@@ -47,6 +52,12 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a peer may take to read why it is closed.
 const GOODBYE: Duration = Duration::from_millis(500);
 
+/// What an older connection is told.
+const TAKEN_OVER: (Reason, &str) =
+    (Reason::SESSION_TAKEN_OVER, "a newer connection of the same edge and lane has come");
+/// What is said at the end of the program.
+const STOPPING: (Reason, &str) = (Reason::SERVER_SHUTTING_DOWN, "the cloud stops");
+
 /// What the writer does next, in order.
 enum Reply {
     Upload {
@@ -63,11 +74,19 @@ enum Reply {
 struct Goodbye {
     reason: Reason,
     words: String,
+    properties: UserProperties,
 }
 
 impl From<(Reason, &str)> for Goodbye {
     fn from((reason, words): (Reason, &str)) -> Self {
-        Self { reason, words: words.to_owned() }
+        Self { reason, words: words.to_owned(), properties: UserProperties::new() }
+    }
+}
+
+impl From<Busy> for Goodbye {
+    fn from(busy: Busy) -> Self {
+        let words = "too many edges catch up at once".to_owned();
+        Self { reason: Reason::QUOTA_EXCEEDED, words, properties: busy.properties() }
     }
 }
 
@@ -75,6 +94,7 @@ impl Goodbye {
     fn packet(&self) -> Packet {
         let mut disconnect = Disconnect::new(self.reason);
         disconnect.reason_string = Some(words(&self.words));
+        disconnect.user_properties.clone_from(&self.properties);
         Packet::Disconnect(disconnect)
     }
 }
@@ -88,6 +108,7 @@ enum Outcome {
 struct Window {
     _message: OwnedSemaphorePermit,
     _bytes: Option<OwnedSemaphorePermit>,
+    _flight: Option<OwnedSemaphorePermit>,
 }
 
 /// One connection, after CONNACK.
@@ -99,6 +120,7 @@ pub(super) struct Connection {
     pub(super) registration: Registration,
     pub(super) stop: CancellationToken,
     pub(super) first_seen_saved: bool,
+    pub(super) visitor: Visitor,
 }
 
 impl Connection {
@@ -152,7 +174,8 @@ impl Connection {
     {
         let settings = &self.bridge.settings;
         let messages = Arc::new(Semaphore::new(usize::from(settings.receive_maximum)));
-        let bytes = Arc::new(Semaphore::new(settings.window_bytes));
+        let window_bytes = self.visitor.share(settings.window_bytes);
+        let bytes = Arc::new(Semaphore::new(window_bytes));
         let (taken_over, stop) = (self.registration.taken_over.clone(), self.stop.clone());
         loop {
             loop {
@@ -161,7 +184,7 @@ impl Connection {
                     Ok(None) => break,
                     Err(malformed) => {
                         let reason = malformed.reason;
-                        return Some(Goodbye { reason, words: malformed.to_string() });
+                        return Some((reason, &*malformed.to_string()).into());
                     }
                 };
                 let reply = match packet {
@@ -170,9 +193,10 @@ impl Connection {
                             let why = "more unanswered uploads than the receive maximum in CONNACK";
                             return Some((Reason::RECEIVE_MAXIMUM_EXCEEDED, why).into());
                         };
-                        let share = publish.payload.len().min(self.bridge.settings.window_bytes);
+                        let share = publish.payload.len().min(window_bytes);
                         let share = bytes.clone().acquire_many_owned(share as u32).await.ok();
-                        let window = Window { _message: message, _bytes: share };
+                        let flight = self.visitor.flight(publish.payload.len()).await;
+                        let window = Window { _message: message, _bytes: share, _flight: flight };
                         // Only QoS 1 has a PUBACK to say no with.
                         let Some(packet_id) =
                             publish.packet_id.filter(|_| publish.qos == Qos::AtLeastOnce)
@@ -197,22 +221,31 @@ impl Connection {
                 }
             }
             buffer.reserve(16 * 1024);
-            tokio::select! {
+            let read = tokio::select! {
                 biased;
-                () = taken_over.cancelled() => {
-                    let why = "a newer connection of the same edge and lane has come";
-                    return Some((Reason::SESSION_TAKEN_OVER, why).into());
-                }
-                () = stop.cancelled() => {
-                    return Some((Reason::SERVER_SHUTTING_DOWN, "the cloud stops").into());
-                }
+                () = taken_over.cancelled() => return Some(TAKEN_OVER.into()),
+                () = stop.cancelled() => return Some(STOPPING.into()),
+                () = self.visitor.turn_over() => None,
                 read = timeout(self.idle, input.read_buf(&mut buffer)) => match read {
                     Ok(Ok(0) | Err(_)) => return None,
-                    Ok(Ok(_)) => {}
+                    Ok(Ok(read)) => Some(read),
                     Err(_) => {
                         let why = "nothing came for one and a half times the keep-alive";
                         return Some((Reason::KEEP_ALIVE_TIMEOUT, why).into());
                     }
+                },
+            };
+            let Some(read) = read else {
+                self.visitor.give_up_turn();
+                continue;
+            };
+            // Ahead of what was read now: that is in memory, what comes next is not.
+            tokio::select! {
+                biased;
+                () = taken_over.cancelled() => return Some(TAKEN_OVER.into()),
+                () = stop.cancelled() => return Some(STOPPING.into()),
+                admitted = self.visitor.read(read) => if let Err(busy) = admitted {
+                    return Some(busy.into());
                 },
             }
         }
@@ -241,15 +274,17 @@ impl Connection {
             edge: &self.edge,
             home: self.home,
             unpacked_max: self.bridge.settings.unpacked_bytes_max,
+            clocks: Clocks::new(self.bridge.settings.clock_ahead_max_s),
         };
-        let Divided { appends, prints } = match content {
-            Content::Batch(batch) => divider.batch(batch).await?,
+        let Divided { appends, prints, clamped } = match content {
+            Content::Batch(batch) => divider.batch(batch, wall_ms()).await?,
             Content::Gap(reason) => {
                 let why = brief(&reason);
                 tracing::warn!(edge = &*self.edge, ?mark, why, "edge gave records up");
                 divider.gap(mark, &lane, &reason, wall_ms()).await?
             }
         };
+        self.note_clock(clamped);
         let Mark { epoch, seq, count } = mark;
         let guard = Guard::Edge { edge: self.edge.clone(), epoch, seq, count, prints };
         let writes = self.known_edge();
@@ -257,6 +292,18 @@ impl Connection {
         let pending = log.submit(self.home, transaction).await?;
         self.first_seen_saved = true;
         Ok(pending)
+    }
+
+    /// Counts records with an absurd time; the first of an edge is told.
+    fn note_clock(&self, clamped: u64) {
+        let counter = &self.registration.traffic.clamped;
+        if clamped > 0 && counter.fetch_add(clamped, Relaxed) == 0 {
+            tracing::warn!(
+                edge = &*self.edge,
+                records = clamped,
+                "an edge's clock is wrong: its records get the time they came, and their own in header edge.time"
+            );
+        }
     }
 
     /// The edge's entry in the list of edges, with the first upload of a connection.
@@ -392,7 +439,7 @@ fn count_appended(traffic: &Traffic, mark: Mark, bytes: u64, gap: bool) {
 }
 
 fn count(traffic: &Traffic, answer: &Answer) {
-    traffic.last_ms.store(wall_ms().unsigned_abs(), std::sync::atomic::Ordering::Relaxed);
+    traffic.last_ms.store(wall_ms().unsigned_abs(), Relaxed);
     match answer {
         Answer::Appended => {}
         Answer::Duplicate => Traffic::add(&traffic.duplicates, 1),

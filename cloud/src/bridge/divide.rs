@@ -12,6 +12,7 @@ use tributary_shared::{
 
 use super::{
     answer::Answer,
+    clocks::Clocks,
     upload::{Mark, RECORD_HEADERS_MAX, Refusal},
 };
 use crate::{
@@ -31,6 +32,7 @@ pub(super) struct Divider<'a> {
     pub(super) home: ShardId,
     /// Bytes that one batch may unpack to.
     pub(super) unpacked_max: usize,
+    pub(super) clocks: Clocks,
 }
 
 /// What a batch becomes.
@@ -38,17 +40,20 @@ pub(super) struct Divided {
     pub(super) appends: Vec<Append>,
     /// See [`crate::log::Guard::Edge`].
     pub(super) prints: Arc<[u32]>,
+    /// Records whose time was absurd.
+    pub(super) clamped: u64,
 }
 
 impl Divider<'_> {
     /// The appends of `batch`. Every record in it is looked at: what is stored must be readable.
-    pub(super) async fn batch(&self, batch: Batch) -> Result<Divided, Answer> {
+    pub(super) async fn batch(&self, batch: Batch, now_ms: i64) -> Result<Divided, Answer> {
         let unpacked = batch.unpack(self.unpacked_max).map_err(Refusal::Batch)?;
         let routes = self.routing.current();
         let base = batch.header().base_offset;
         let mut plan = Plan::default();
         let mut topics: HashMap<&str, usize> = HashMap::new();
         let mut prints = Vec::new();
+        let (mut latest_ms, mut clamped) = (i64::MIN, 0);
         for (index, raw) in unpacked.iter().enumerate() {
             let raw = raw.map_err(Refusal::Batch)?;
             if raw.offset != base + index as i64 {
@@ -68,14 +73,19 @@ impl Divider<'_> {
             };
             plan.records.push(place);
             prints.push(raw.fingerprint());
+            latest_ms = latest_ms.max(raw.timestamp_ms);
+            clamped += u64::from(self.clocks.is_absurd(raw.timestamp_ms, now_ms));
         }
+        // Retention and time indexes go by the header, so it has to be true as well.
+        plan.rewrites |= clamped > 0 || latest_ms != batch.header().max_timestamp_ms;
         let prints = prints.into();
         if let ([partition], false) = (plan.partitions.as_slice(), plan.rewrites) {
             let appends = vec![Append { partition: *partition, batch }];
-            return Ok(Divided { appends, prints });
+            return Ok(Divided { appends, prints, clamped });
         }
-        let appends = plan.split(&batch, &unpacked).map_err(Refusal::Batch)?;
-        Ok(Divided { appends, prints })
+        let clamp = |record: &mut Record| self.clocks.clamp(record, now_ms);
+        let appends = plan.split(&batch, &unpacked, clamp).map_err(Refusal::Batch)?;
+        Ok(Divided { appends, prints, clamped })
     }
 
     /// The record that says that `mark` will never come. It goes where the topic `tributary/{edge}/gap/{lane}` goes.
@@ -95,7 +105,7 @@ impl Divider<'_> {
         builder.push(&record);
         let batch = builder.finish(Compression::None, None);
         let appends = vec![Append { partition, batch: batch.map_err(Refusal::Batch)? }];
-        Ok(Divided { appends, prints: Arc::default() })
+        Ok(Divided { appends, prints: Arc::default(), clamped: 0 })
     }
 
     async fn partition(&self, target: &Target, topic: &str) -> Result<PartitionId, Answer> {
@@ -123,7 +133,7 @@ struct Plan {
     places: Vec<(usize, Target, String)>,
     /// One a record: index into `places`.
     records: Vec<usize>,
-    /// Some keys change.
+    /// Some keys or times change.
     rewrites: bool,
 }
 
@@ -140,10 +150,16 @@ impl Plan {
         self.places.len() - 1
     }
 
-    fn split(self, batch: &Batch, unpacked: &Unpacked) -> Result<Vec<Append>, BatchError> {
+    fn split(
+        self,
+        batch: &Batch,
+        unpacked: &Unpacked,
+        clamp: impl Fn(&mut Record),
+    ) -> Result<Vec<Append>, BatchError> {
         let mut builders: Vec<_> = self.partitions.iter().map(|_| BatchBuilder::new()).collect();
         for (raw, place) in unpacked.iter().zip(&self.records) {
             let mut record = unpacked.record(&raw?)?;
+            clamp(&mut record);
             let Some((index, target, topic)) = self.places.get(*place) else { continue };
             if target.key.is_some() {
                 target.set_key(&mut record, topic);

@@ -26,6 +26,8 @@ const CLASH_SHOWN_MS: i64 = 86_400_000;
 pub const DUPLICATE_ID: &str = "duplicate edge id";
 /// Alarm: two gateways go on from one memory.
 pub const DUPLICATE_EPOCH: &str = "epoch used twice";
+/// Alarm: since the cloud's start records with absurd times came.
+const WRONG_CLOCK: &str = "wrong clock";
 
 /// All edges. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -82,6 +84,8 @@ pub(super) struct Traffic {
     pub(super) declared_lost: AtomicU64,
     /// Batches refused or failed.
     pub(super) refused: AtomicU64,
+    /// Records whose time was absurd.
+    pub(super) clamped: AtomicU64,
     /// Wall ms of the last upload.
     pub(super) last_ms: AtomicU64,
 }
@@ -109,6 +113,7 @@ pub struct EdgeView {
     pub gaps: u64,
     pub declared_lost: u64,
     pub refused: u64,
+    pub clamped: u64,
     pub last_ms: u64,
 }
 
@@ -213,7 +218,9 @@ impl Live {
 
 fn view(id: &str, entry: &Entry, now_ms: i64) -> EdgeView {
     let clash = entry.clash_ms.is_some_and(|at| now_ms.saturating_sub(at) < CLASH_SHOWN_MS);
-    let alarms = [(entry.twins.seen(now_ms), DUPLICATE_ID), (clash, DUPLICATE_EPOCH)];
+    let clock = entry.traffic.clamped.load(Ordering::Relaxed) > 0;
+    let alarms =
+        [(entry.twins.seen(now_ms), DUPLICATE_ID), (clash, DUPLICATE_EPOCH), (clock, WRONG_CLOCK)];
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let lane = |(name, lane): (&String, &Lane)| LaneView {
         lane: name.clone(),
@@ -232,6 +239,7 @@ fn view(id: &str, entry: &Entry, now_ms: i64) -> EdgeView {
         gaps: read(&entry.traffic.gaps),
         declared_lost: read(&entry.traffic.declared_lost),
         refused: read(&entry.traffic.refused),
+        clamped: read(&entry.traffic.clamped),
         last_ms: read(&entry.traffic.last_ms),
     }
 }

@@ -6,10 +6,12 @@
 //! ```
 //! In: a connection whose CONNECT has been read. Out: transactions under `Guard::Edge`, PUBACKs when they are durable.
 //! The rule of epochs and sequences itself lives in the log's commit (DESIGN 6, "Cloud rule"); here it is asked and told.
-//! Record times are stored as the edge wrote them; absurd ones are not clamped yet.
+//! Record times are stored as the edge wrote them, but for absurd ones (`clocks`).
 //! Not here: who may connect (`listen`), ordinary clients (`mqtt`), commands to edges.
 
+mod admission;
 mod answer;
+mod clocks;
 mod connection;
 mod divide;
 mod live;
@@ -20,6 +22,8 @@ mod upload;
 
 use std::{sync::Arc, time::Duration};
 
+use admission::Admission;
+pub use admission::Numbers;
 use bytes::BytesMut;
 pub use divide::GAP_HEADER;
 pub use live::{DUPLICATE_EPOCH, DUPLICATE_ID, EdgeView, LaneView, Live};
@@ -71,6 +75,24 @@ tributary_shared::settings! {
         pub unpacked_bytes_max: usize = 32 * 1024 * 1024,
         /// Epochs of an edge named in CONNACK.
         pub expect_max: usize = 64,
+        /// New connections of edges a second; more are asked to come back later, each at another time.
+        pub connections_per_second: u32 = 200 => 1..=1_000_000,
+        /// Bytes a second of one connection that count as live: they are read at once, whatever the other edges send.
+        pub live_bytes_per_second: usize = 65_536 => 1024..=1_073_741_824,
+        /// Edges that bring more than live data at once; the others wait and take turns with them.
+        pub catch_up_edges: usize = 64 => 1..=100_000,
+        /// Bytes of a turn; it also ends after 2 seconds.
+        pub catch_up_turn_bytes: usize = 524_288 => 4096..=1_073_741_824,
+        /// Edges that may wait for a turn; more are asked to come back later. Each may hold a packet's bytes in memory.
+        pub catch_up_waiting: usize = 512 => 1..=100_000,
+        /// Bytes of such uploads that are not durable yet, all edges together; less than log.in_flight_bytes leaves room for
+        /// live ones.
+        pub catch_up_bytes: usize = 32 * 1024 * 1024 => 1_048_576..=1_073_741_824,
+        /// Bytes a second of such uploads, all edges together; 0 = no limit.
+        pub catch_up_bytes_per_second: u64 = 0,
+        /// Record times further ahead of the cloud's clock than this, seconds, are taken for a wrong clock: the record gets
+        /// the time it came, and its own in header edge.time. So do times before 2020.
+        pub clock_ahead_max_s: u32 = 86_400 => 60..=31_536_000,
     }
 }
 
@@ -81,6 +103,7 @@ pub struct Bridge {
     routing: Routing,
     settings: Arc<Settings>,
     live: Live,
+    admission: Arc<Admission>,
 }
 
 /// Whether a CONNECT is an edge's. Only version 5 can say so.
@@ -96,12 +119,18 @@ pub fn edge(connect: &Connect) -> Option<&str> {
 impl Bridge {
     /// Over `log`, routed by `routing`.
     pub fn new(log: Log, routing: Routing, settings: Settings) -> Self {
-        Self { log, routing, settings: Arc::new(settings), live: Live::default() }
+        let admission = Admission::new(&settings);
+        Self { log, routing, settings: Arc::new(settings), live: Live::default(), admission }
     }
 
     /// The edges connected since the start.
     pub fn live(&self) -> &Live {
         &self.live
+    }
+
+    /// How busy the door is.
+    pub fn busy(&self) -> Numbers {
+        self.admission.numbers()
     }
 
     /// Ids of all edges that ever brought something, with the wall ms of their last first upload of a connection.
@@ -136,6 +165,14 @@ impl Bridge {
             let why = "an edge id or lane is 1 to 128 bytes without / + # and control characters";
             return refuse(opened, Reason::CLIENT_ID_NOT_VALID, why).await;
         }
+        if let Err(busy) = self.admission.connect() {
+            let properties = ConnAckProperties {
+                reason_string: Some("too many edges connect at once".into()),
+                user_properties: busy.properties(),
+                ..ConnAckProperties::default()
+            };
+            return opened.refuse_with(Reason::CONNECTION_RATE_EXCEEDED, properties).await;
+        }
         let instance = property(&connect, INSTANCE_PROPERTY);
         let caller = live::Caller { edge, lane, instance };
         // From here on an older connection is told to go, so that marks are read after its last upload was submitted
@@ -163,6 +200,7 @@ impl Bridge {
             registration,
             stop,
             first_seen_saved: false,
+            visitor: self.admission.visitor(),
         };
         connection.run(opened.stream, opened.reader, opened.buffer).await;
         tracing::info!(edge, lane, "edge disconnected");

@@ -1,6 +1,7 @@
 //! The door over a real socket, on a log in memory.
 
 mod bad_input;
+mod fleet;
 
 use std::net::SocketAddr;
 
@@ -74,8 +75,8 @@ impl Door {
 }
 
 /// An edge's end of the wire.
-struct Edge {
-    stream: TcpStream,
+struct Edge<S = TcpStream> {
+    stream: S,
     reader: Reader,
     buffer: BytesMut,
     next_id: u16,
@@ -87,7 +88,12 @@ impl Edge {
     }
 
     async fn connect_as(door: &Door, id: &str, instance: &str) -> (Self, ConnAck) {
-        let stream = TcpStream::connect(door.address).await.unwrap();
+        Self::over(TcpStream::connect(door.address).await.unwrap(), id, instance).await
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Edge<S> {
+    async fn over(stream: S, id: &str, instance: &str) -> (Self, ConnAck) {
         let mut edge = Self {
             stream,
             reader: Reader::client(Version::V5, 1 << 20),
@@ -357,4 +363,43 @@ async fn an_edge_writes_to_its_home_shard_whatever_the_stream() {
     }
     let ids: Vec<_> = door.bridge.known().await.unwrap().into_iter().map(|(id, _)| id).collect();
     assert_eq!(ids, ["gw1", "gw2", "gw3", "gw4", "gw5"]);
+}
+
+#[tokio::test]
+async fn an_absurd_time_neither_pins_nor_deletes_what_others_sent() {
+    let door = Door::open(Vec::new()).await;
+    let (mut edge, _) = Edge::connect(&door, "gw1").await;
+    let true_ms = wall_ms() - 3_600_000;
+    let times = [0, true_ms, 2_082_758_400_000];
+    let mut builder = BatchBuilder::new();
+    for (time, value) in times.iter().zip(["1970", "true", "2036"]) {
+        let (key, value) = (Some("t".into()), Some(value.into()));
+        builder.push(&Record { key, value, timestamp_ms: *time, headers: Vec::new() });
+    }
+    let producer = Producer { id: 7, epoch: 0, base_sequence: 0 };
+    let wrong = builder.finish(Compression::Zstd, Some(producer)).unwrap().bytes().clone();
+    // Twice: the repeat is known although what is stored is not what was sent.
+    for _ in 0..2 {
+        edge.publish("gw1", 7, 0, 3, wrong.clone(), None).await;
+        assert_eq!(edge.ack().await.reason, Reason::SUCCESS);
+    }
+    let stream = door.log.stream(CATCH_ALL).unwrap();
+    let partition = PartitionId::new(stream.id, 0);
+    let stored = door.log.read(partition, 0, usize::MAX).await.unwrap();
+    assert_eq!(stored.len(), 1);
+    let day = 86_400_000;
+    assert!((stored[0].max_timestamp_ms() - wall_ms()).abs() < day);
+    let records = stored[0].records(1 << 20).unwrap();
+    let kept = records.iter().map(|r| r.header("edge.time").map(|value| value.to_vec()));
+    assert_eq!(
+        kept.collect::<Vec<_>>(),
+        [Some(b"0".to_vec()), None, Some(b"2082758400000".to_vec())]
+    );
+    assert_eq!(records[1].timestamp_ms, true_ms);
+    assert_eq!(door.bridge.live().view(0)[0].clamped, 4);
+
+    door.log.run_retention(wall_ms()).await.unwrap();
+    assert_eq!(door.values(CATCH_ALL).await.len(), 3, "1970 deletes nothing");
+    door.log.run_retention(wall_ms() + 9 * day).await.unwrap();
+    assert!(door.log.watermarks(partition).unwrap().start == 3, "2036 keeps nothing");
 }
