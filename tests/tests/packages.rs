@@ -84,25 +84,31 @@ fn everything_the_container_copies_is_there_or_is_built() {
     assert!(user.starts_with("65532"), "runs as {user}");
 }
 
-/// In a root file system of its own that vanishes: an overlay over this machine's, in its own mount namespace.
+/// In a root file system of its own that vanishes: an overlay over this machine's, in its own mount namespace. Arguments: where
+/// it is mounted, and a folder that it finds as /opt.
 const IN_A_ROOT_OF_ITS_OWN: &str = r#"
 set -e
+root=$1/root
 mount -t tmpfs tmpfs "$1"
-mkdir "$1/up" "$1/work" "$1/root"
-mount -t overlay overlay -o "lowerdir=/,upperdir=$1/up,workdir=$1/work" "$1/root"
-cp "$2"/* "$1/root/opt/"
-mount --bind /proc "$1/root/proc"
-mount -t tmpfs tmpfs "$1/root/run"
-mount --bind /dev "$1/root/dev"
-exec chroot "$1/root" sh -e /opt/steps
+mkdir "$1/up" "$1/work" "$root"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$1/up,workdir=$1/work" "$root"
+rm -rf "$root/opt" "$root/var/lib/tributary-edge" "$root/etc/tributary"
+cp -r "$2" "$root/opt"
+in_root() {
+  mount --bind /proc "$root/proc"
+  mount --bind /dev "$root/dev"
+  mount -t tmpfs tmpfs "$root/run"
+  chroot "$root" "$@"
+  umount "$root/run" "$root/dev" "$root/proc"
+}
 "#;
 
-/// `say NAME` lines are the promises that held.
+/// Lines that begin with `held:` are promises that were kept.
 const STEPS: &str = r#"
+set -e
 export DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin
 data=/var/lib/tributary-edge
 settings=/etc/tributary/edge.toml
-rm -rf "$data" /etc/tributary
 # Serves until it is told to stop; the data folder has a store then.
 serve() {
   rm -f /run/said; mkfifo -m 666 /run/said
@@ -153,38 +159,123 @@ dpkg --purge tributary-edge >/dev/null 2>&1
 echo 'held: purge of an empty edge leaves nothing'
 "#;
 
-#[test]
-fn a_package_never_takes_data_or_settings_away() {
-    let folder = tempfile::tempdir().expect("folder");
-    let packages = folder.path().join("packages");
-    let mountpoint = folder.path().join("root");
-    fs::create_dir(&packages).and_then(|()| fs::create_dir(&mountpoint)).expect("folders");
-    let probe = "mount -t tmpfs tmpfs \"$1\" && mkdir \"$1/u\" \"$1/w\" \"$1/r\" && \
-        mount -t overlay overlay -o \"lowerdir=/,upperdir=$1/u,workdir=$1/w\" \"$1/r\" && \
-        chroot \"$1/r\" sh -c 'command -v adduser deb-systemd-helper dpkg-deb strip setpriv'";
-    let unshare = |script: &str| {
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
-        command.arg(&mountpoint).arg(&packages);
-        command
-    };
-    if !unshare(probe).output().is_ok_and(|output| output.status.success()) {
-        return say(
-            "SKIP no package can be installed here: root, overlay mounts and Debian are needed",
-        );
+/// What systemd runs instead of a whole system.
+const BOOT: &str = r#"
+rm -f "$root/etc/machine-id"
+: > "$root/etc/machine-id"
+in_root sh -c 'dpkg --install /opt/tributary-edge_1.0.0_amd64.deb >/dev/null 2>&1'
+printf 'id = "gw-7"\n[listen]\nmqtt = "127.0.0.1:1883"\nadmin = "127.0.0.1:8081"\n' > "$root/etc/tributary/edge.toml"
+system=$root/etc/systemd/system
+mkdir -p "$system/tributary-edge.service.d"
+printf '[Service]\nWatchdogSec=3\n' > "$system/tributary-edge.service.d/quick.conf"
+printf '[Unit]\nRequires=basic.target steps.service\n' > "$system/steps.target"
+cat > "$system/steps.service" <<UNIT
+[Service]
+Type=oneshot
+ExecStart=/bin/sh /opt/service
+StandardOutput=append:/opt/said
+StandardError=append:/opt/said
+ExecStopPost=/bin/systemctl poweroff --no-block
+UNIT
+timeout 120 systemd-nspawn --quiet --directory="$root" --machine="tributary-$$" --register=no --keep-unit --private-network \
+  --boot -- --unit=steps.target >"$1/console" 2>&1 || cat "$1/console"
+cat "$root/opt/said"
+"#;
+
+const SERVICE: &str = r#"
+set -ex
+value() { systemctl show tributary-edge --value --property "$1"; }
+# It ended: systemd has begun it anew and has heard that it serves.
+again() { while [ "$(value NRestarts)" != "$1" ] || [ "$(value ActiveState)" != active ]; do sleep 0.1; done; }
+
+systemctl start tributary-edge
+pid=$(value MainPID)
+grep -qx 'CapBnd:.0*' "/proc/$pid/status"
+grep -qx 'Seccomp:.2' "/proc/$pid/status"
+[ "$(stat -c %U "/proc/$pid")" = tributary-edge ]
+[ "$(stat -c '%U %a' /var/lib/tributary-edge)" = 'tributary-edge 700' ]
+tributary-edge pub -t a/b -q 1 -m hi
+systemctl reload tributary-edge
+[ "$(value ActiveState)" = active ]
+echo 'held: it serves with what the unit lets it do'
+
+kill -KILL "$pid"
+again 1
+echo 'held: it is started again'
+
+kill -STOP "$(value MainPID)"
+again 2
+tributary-edge pub -t a/b -q 1 -m hi
+echo 'held: an edge that hangs is started anew'
+
+systemctl stop tributary-edge
+[ "$(value Result)" = success ]
+sed -i 's/^id = .*/id = "a+b"/' /etc/tributary/edge.toml
+! systemctl start tributary-edge
+[ "$(value ExecMainStatus) $(value ActiveState)" = '78 failed' ]
+echo 'held: bad settings leave it stopped'
+"#;
+
+/// Two versions of the package with the program of this build, and scripts, in a folder. False: they cannot be used here, which is said.
+fn packages(folder: &Path, needs: &str) -> bool {
+    let to = folder.join("packages");
+    fs::create_dir(&to).expect("folder");
+    let probe = format!(
+        "{IN_A_ROOT_OF_ITS_OWN} in_root sh -ec 'for need in {needs}; do command -v $need; done'"
+    );
+    if !unshare(&probe, folder).output().is_ok_and(|output| output.status.success()) {
+        say(&format!(
+            "SKIP no package can be installed here: root, overlay mounts and {needs} are needed"
+        ));
+        return false;
     }
-    // The program as it is in this build, for this machine.
-    let stripped = folder.path().join("tributary-edge");
+    let stripped = folder.join("tributary-edge");
     run(Command::new("strip").arg("-o").arg(&stripped).arg(binary("tributary-edge")));
     for version in ["1.0.0", "2.0.0"] {
         let mut package = Command::new(root().join("scripts/package-edge"));
-        package.arg("--binary").arg(&stripped).arg("--out").arg(&packages);
+        package.arg("--binary").arg(&stripped).arg("--out").arg(&to);
         run(package.args(["--version", version, "x86-64"]));
     }
-    fs::write(packages.join("steps"), STEPS).expect("steps");
-    let output = unshare(IN_A_ROOT_OF_ITS_OWN).output().expect("unshare");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    fs::write(to.join("steps"), STEPS).expect("steps");
+    fs::write(to.join("service"), SERVICE).expect("steps");
+    true
+}
+
+/// Runs `script` in a mount namespace of its own.
+fn unshare(script: &str, folder: &Path) -> Command {
+    let mountpoint = folder.join("root");
+    fs::create_dir_all(&mountpoint).expect("folder");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
+    command.arg(mountpoint).arg(folder.join("packages"));
+    command
+}
+
+fn holds(output: &Output, promises: usize) {
+    let said = String::from_utf8_lossy(&output.stdout);
     let why = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "after: {said}\n{why}");
-    assert_eq!(said.lines().filter(|line| line.starts_with("held: ")).count(), 6, "{said}");
+    let held = said.lines().filter(|line| line.starts_with("held: ")).count();
+    assert!(output.status.success() && held == promises, "{said}\n{why}");
+}
+
+#[test]
+fn a_package_never_takes_data_or_settings_away() {
+    let folder = tempfile::tempdir().expect("folder");
+    let needs = "adduser deb-systemd-helper dpkg-deb strip setpriv";
+    if !packages(folder.path(), needs) {
+        return;
+    }
+    let script = format!("{IN_A_ROOT_OF_ITS_OWN} in_root sh /opt/steps");
+    holds(&unshare(&script, folder.path()).output().expect("unshare"), 6);
+}
+
+#[test]
+fn the_service_works_with_what_its_unit_lets_it_do() {
+    let folder = tempfile::tempdir().expect("folder");
+    let needs = "adduser deb-systemd-helper dpkg-deb strip systemd-nspawn /lib/systemd/systemd";
+    if !packages(folder.path(), needs) {
+        return;
+    }
+    let script = format!("{IN_A_ROOT_OF_ITS_OWN} {BOOT}");
+    holds(&unshare(&script, folder.path()).output().expect("unshare"), 4);
 }
