@@ -29,6 +29,10 @@ tributary_shared::settings! {
         pub budget_bytes: u64 = 1024 * 1024 * 1024,
         /// At the budget: `drop_oldest`, `drop_qos0_first` or `refuse`.
         pub policy: Policy = Policy::DropOldest,
+        /// Seconds that a message may wait; older ones are given up, oldest first, whatever the policy, and the cloud is told.
+        /// 0 = for ever. Counted in time that the edge itself saw pass: a wrong clock changes nothing, and while the
+        /// machine is off no message grows older. A message may go up to a hundredth later than this.
+        pub budget_age_s: u64 = 0 => 0..=315_360_000,
     }
 }
 

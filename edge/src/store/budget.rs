@@ -3,7 +3,7 @@
 //! In: a lane over its budget. Out: rows freed, gaps in their place, counters.
 //! Change here: a policy. Not here: telling the publisher (`broker` reads [`crate::status::LaneStatus::full`]).
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use rusqlite::{Connection, OptionalExtension};
 
@@ -17,6 +17,42 @@ use crate::lane::Policy;
 
 /// Why rows were given up, as the cloud reads it.
 const REASON: &str = "over budget";
+const TOO_OLD: &str = "too old";
+
+/// A commit gives up at most so many rows for their age: nobody waits long for it.
+const OLD_ROWS: usize = 500;
+
+/// How far to give up.
+#[derive(Debug, Clone, Copy)]
+enum Goal {
+    /// So many bytes are free.
+    Free(u64),
+    /// All rows below this id are given up.
+    Below(u64),
+}
+
+/// When a lane has to look at the age of its rows next.
+pub(super) fn age_due_in(state: &State) -> Option<Duration> {
+    let now = state.observed.now_ms();
+    let lanes = state.lanes.iter().filter(|lane| lane.batches > 0);
+    lanes.filter_map(|lane| lane.seen.due_in(lane.upto, lane.age()?, now)).min()
+}
+
+/// Gives up what has waited for too long in lane number `at` of the list, whatever its policy.
+fn enforce_age(group: &mut Group<'_>, at: usize) -> Result<(), Error> {
+    let (db, state) = (group.db, &mut *group.state);
+    let Some(lane) = state.lanes.get_mut(at).filter(|lane| lane.batches > 0) else { return Ok(()) };
+    let Some(age) = lane.age() else { return Ok(()) };
+    let number = lane.info.number;
+    lane.seen.note(db, number, lane.upto, age, &state.observed)?;
+    let Some(below) = lane.seen.expired(age, state.observed.now_ms()) else { return Ok(()) };
+    let (dropped, done) = give_up_oldest(db, state, at, Goal::Below(below), TOO_OLD)?;
+    if done && let Some(lane) = state.lanes.get_mut(at) {
+        lane.seen.forget(db, number, below)?;
+    }
+    group.dropped.push(("lane_age", dropped));
+    Ok(())
+}
 
 /// From here on QoS 0, which nobody was promised anything for, is no longer kept.
 pub(super) fn only_acked(lane: &LaneState) -> bool {
@@ -29,6 +65,7 @@ pub(super) fn only_acked(lane: &LaneState) -> bool {
 
 /// Brings lane number `at` of the list back into its budget, as its policy says.
 pub(super) fn enforce(group: &mut Group<'_>, at: usize) -> Result<(), Error> {
+    enforce_age(group, at)?;
     let Some(lane) = group.state.lanes.get_mut(at) else { return Ok(()) };
     let Some(settings) = &lane.info.settings else { return Ok(()) };
     let (budget, policy) = (settings.budget_bytes, settings.policy);
@@ -40,7 +77,7 @@ pub(super) fn enforce(group: &mut Group<'_>, at: usize) -> Result<(), Error> {
     }
     if lane.bytes > budget {
         let free = lane.bytes - budget;
-        let dropped = give_up_oldest(group.db, group.state, at, free)?;
+        let (dropped, _) = give_up_oldest(group.db, group.state, at, Goal::Free(free), REASON)?;
         group.dropped.push(("lane_budget", dropped));
     }
     Ok(())
@@ -54,12 +91,27 @@ struct Oldest {
     bytes: u64,
 }
 
-/// Turns the oldest unconfirmed batches of lane number `at` of the list into gaps until `free` bytes are free. Neighbours
-/// become one gap. What queues need of them is copied first.
-fn give_up_oldest(db: &Connection, state: &mut State, at: usize, free: u64) -> Result<u64, Error> {
+/// Turns the oldest unconfirmed batches of lane number `at` of the list into gaps. Neighbours become one gap. What queues
+/// need of them is copied first. Answers how many messages went, and whether that is all there is to do.
+fn give_up_oldest(
+    db: &Connection,
+    state: &mut State,
+    at: usize,
+    goal: Goal,
+    reason: &str,
+) -> Result<(u64, bool), Error> {
     let mut freed = 0;
     let mut dropped = 0;
-    while freed < free {
+    let mut done = true;
+    for rows in 0.. {
+        match goal {
+            Goal::Free(free) if freed >= free => break,
+            Goal::Below(_) if rows == OLD_ROWS => {
+                done = false;
+                break;
+            }
+            _ => {}
+        }
         let Some(lane) = state.lanes.get(at) else { break };
         let after = lane.acked_id.max(lane.given_up_to);
         let oldest = db
@@ -78,9 +130,12 @@ fn give_up_oldest(db: &Connection, state: &mut State, at: usize, free: u64) -> R
             })
             .optional()?;
         let Some(row) = oldest else { break };
+        if matches!(goal, Goal::Below(id) if row.id >= id) {
+            break;
+        }
         queues::rescue(db, state, row.id)?;
         let Some(lane) = state.lanes.get_mut(at) else { break };
-        let gone = give_up(db, lane, &row)?;
+        let gone = give_up(db, lane, &row, reason)?;
         // Those of its messages that were given up before are counted already.
         let live = row.n.saturating_sub(parts::lost(db, row.id)?);
         parts::forget(db, row.id, row.id)?;
@@ -94,11 +149,16 @@ fn give_up_oldest(db: &Connection, state: &mut State, at: usize, free: u64) -> R
     if let Some(lane) = state.lanes.get_mut(at) {
         lane.save(db)?;
     }
-    Ok(dropped)
+    Ok((dropped, done))
 }
 
 /// Answers the bytes freed.
-fn give_up(db: &Connection, lane: &mut LaneState, row: &Oldest) -> Result<u64, Error> {
+fn give_up(
+    db: &Connection,
+    lane: &mut LaneState,
+    row: &Oldest,
+    reason: &str,
+) -> Result<u64, Error> {
     // The gap before this row, if it ends where the row begins, takes it in.
     let joined = db
         .prepare_cached(
@@ -112,7 +172,7 @@ fn give_up(db: &Connection, lane: &mut LaneState, row: &Oldest) -> Result<u64, E
             row.epoch,
             row.s as i64,
             row.n as i64,
-            REASON,
+            reason,
         ))?;
     if joined == 1 {
         db.prepare_cached("DELETE FROM batch WHERE id = ?1")?.execute([row.id as i64])?;
@@ -120,6 +180,6 @@ fn give_up(db: &Connection, lane: &mut LaneState, row: &Oldest) -> Result<u64, E
         return Ok(row.bytes);
     }
     db.prepare_cached("UPDATE batch SET reason = ?2, bytes = ?3, body = NULL WHERE id = ?1")?
-        .execute((row.id as i64, REASON, ROW_BYTES as i64))?;
+        .execute((row.id as i64, reason, ROW_BYTES as i64))?;
     Ok(row.bytes.saturating_sub(ROW_BYTES))
 }

@@ -20,7 +20,9 @@ use tributary_shared::{
 };
 
 use super::{
-    Error, LOCAL, Settings, budget, entries, followed, lane_start,
+    Error, LOCAL, Settings,
+    age::Observed,
+    budget, entries, followed, lane_start,
     needed::Needed,
     outbound::{LaneState, ROW_BYTES},
     quarantine::Held,
@@ -41,6 +43,7 @@ pub(super) struct State {
     pub(super) lanes: Vec<LaneState>,
     pub(super) queues: Queues,
     pub(super) quarantine: Held,
+    pub(super) observed: Observed,
     /// The disk is full: QoS 0, which nobody was promised anything for, is not kept.
     pub(super) full: bool,
     /// Next batch counter.

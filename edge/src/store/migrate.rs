@@ -54,6 +54,19 @@ const STEPS: &[&str] = &[
      )",
     // 1: somebody wants it back in its lane. Written by `tributary-edge quarantine`, also while the edge runs.
     "ALTER TABLE quarantine ADD COLUMN wanted INTEGER NOT NULL DEFAULT 0",
+    // How old rows are, see `age`.
+    "CREATE TABLE observed(
+       one     INTEGER PRIMARY KEY,
+       boot    TEXT    NOT NULL,
+       boot_ms INTEGER NOT NULL, -- since that boot
+       at_ms   INTEGER NOT NULL  -- observed time then
+     );
+     CREATE TABLE seen(
+       lane  INTEGER NOT NULL,
+       id    INTEGER NOT NULL,   -- rows of the lane below it were there
+       at_ms INTEGER NOT NULL,   -- observed time
+       PRIMARY KEY(lane, id)
+     ) WITHOUT ROWID",
 ];
 
 /// The version of this program's files.

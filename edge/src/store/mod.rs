@@ -19,7 +19,10 @@
 //! In: [`Change`]s of the session core. Out: rows for `uplink`, queue entries for `broker`.
 //! Change here: the handle. Not here: SQL (the files below), what is dropped when full (`budget`, `queues`), a full disk (`room`).
 
+mod age;
+mod aside;
 mod budget;
+mod ends;
 mod entries;
 mod error;
 mod followed;

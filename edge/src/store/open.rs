@@ -23,7 +23,11 @@ use tokio::{
 use tributary_shared::session::Restored;
 
 use super::{
-    COMMANDS, Error, Journal, LOCAL, LaneHandle, Progress, Settings, Store, followed,
+    COMMANDS, Error, Journal, LOCAL, LaneHandle, Progress, Settings, Store,
+    age::{Boot, Observed},
+    aside,
+    ends::Ends,
+    followed,
     group::State,
     lane_start,
     migrate::migrate,
@@ -33,15 +37,18 @@ use super::{
     reader::Reader,
     room::Room,
     salvage, sessions,
-    writer::Writer,
+    writer::{LOG_BYTES, Writer},
 };
 use crate::{lane, status::Status};
 
 pub(super) const FILE: &str = "edge.db";
 const LOCK: &str = "lock";
 const BALLAST: &str = "ballast";
+const ENDS: &str = "ends";
 /// Bytes of a page of the file.
 pub(super) const PAGE: u64 = 4096;
+/// For other processes to be done with the file.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Statements kept prepared; there are fewer.
 const STATEMENTS: usize = 64;
 /// Questions that may wait for the reading thread.
@@ -133,20 +140,34 @@ pub fn prepare(plan: &Plan, status: &Arc<Status>) -> Result<Prepared, Error> {
     let path = plan.dir.join(FILE);
     private(&path).map_err(folder)?;
     let seed = random()?;
-    let (db, state, restored) = match load(plan, &path, status, seed) {
+    let ends = Ends::open(&plan.dir.join(ENDS));
+    let unfinished = aside::unfinished(&path).map_err(folder)?;
+    let loaded = match &unfinished {
+        Some(_) => Err(Error::Check),
+        None => load(plan, &path, status, &ends, seed),
+    };
+    let (db, state, restored) = match loaded {
         Err(error) if error.is_corrupt() => {
-            let aside = set_aside(&path, seed).map_err(folder)?;
-            tracing::error!(%error, aside = %aside.display(), "the store is damaged: put aside, begun anew");
+            tracing::error!(%error, "the store is damaged: put aside, begun anew");
             status.salvaged_files.add(1);
-            private(&path).map_err(folder)?;
-            let fresh = connect(plan, &path)?;
-            salvage::salvage(&aside, &fresh);
-            drop(fresh);
-            load(plan, &path, status, seed)?
+            renew(plan, &path, &unfinished.unwrap_or_else(|| format!("{seed:016x}")))?;
+            load(plan, &path, status, &ends, seed)?
         }
         other => other?,
     };
-    connect_halves(plan, db, state, restored, &path, lock)
+    connect_halves(plan, db, state, restored, &path, (ends, lock))
+}
+
+/// A new file in the place of a damaged one, with what can be read of that.
+fn renew(plan: &Plan, path: &Path, tag: &str) -> Result<(), Error> {
+    let folder = |cause| Error::Folder { path: plan.dir.clone(), cause: Arc::new(cause) };
+    let aside = aside::put(path, tag).map_err(folder)?;
+    tracing::warn!(aside = %aside.display(), "the damaged file is kept");
+    let fresh = connect(plan, &aside::fresh(path).map_err(folder)?)?;
+    salvage::salvage(&aside, &fresh);
+    fresh.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+    fresh.close().map_err(|(_, error)| error)?;
+    aside::finish(path).map_err(folder)
 }
 
 fn connect_halves(
@@ -155,7 +176,7 @@ fn connect_halves(
     state: State,
     restored: Restored,
     path: &Path,
-    lock: File,
+    (ends, lock): (Ends, File),
 ) -> Result<Prepared, Error> {
     let lanes = state
         .lanes
@@ -191,6 +212,9 @@ fn connect_halves(
         room,
         looked: Instant::now(),
         outside,
+        ends,
+        wal: wal(path),
+        log_bytes_max: LOG_BYTES,
         lock,
     };
     let reading = Reader { db: read, queries: questions };
@@ -203,6 +227,7 @@ fn load(
     plan: &Plan,
     path: &Path,
     status: &Arc<Status>,
+    ends: &Ends,
     seed: u64,
 ) -> Result<(Connection, State, Restored), Error> {
     let db = connect(plan, path)?;
@@ -216,7 +241,10 @@ fn load(
             return Err(Error::Check);
         }
     }
-    let lanes = outbound::load_lanes(&db, &plan.lanes, status)?;
+    let mut lanes = outbound::load_lanes(&db, &plan.lanes, status)?;
+    if ends.declare(&db, &lanes)? {
+        lanes = outbound::load_lanes(&db, &plan.lanes, status)?;
+    }
     let mut counter = 0;
     let of_lanes = lanes.iter().map(|lane| (lane_start(lane.info.number), lane.end()));
     let local = [(lane_start(LOCAL), PACKED), (PACKED, lane_start(LOCAL + 1))];
@@ -243,6 +271,7 @@ fn load(
         lanes,
         queues,
         quarantine: Held::load(&db)?,
+        observed: Observed::load(&db, Boot::now())?,
         full: false,
     };
     state.quarantine.publish(status);
@@ -253,7 +282,7 @@ fn load(
 fn connect(plan: &Plan, path: &Path) -> Result<Connection, Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags)?;
-    db.busy_timeout(Duration::from_secs(5))?;
+    db.busy_timeout(PATIENCE)?;
     db.set_prepared_statement_cache_capacity(STATEMENTS);
     db.execute_batch(&format!(
         "PRAGMA page_size={PAGE}; PRAGMA auto_vacuum=NONE; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;
@@ -307,23 +336,10 @@ fn private(path: &Path) -> io::Result<()> {
     OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map(drop)
 }
 
-fn set_aside(path: &Path, tag: u64) -> io::Result<PathBuf> {
-    let name = |suffix: &str| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        PathBuf::from(name)
-    };
-    let aside = name(&format!(".damaged-{tag:016x}"));
-    fs::rename(path, &aside)?;
-    for companion in ["-wal", "-shm"] {
-        let mut to = aside.as_os_str().to_owned();
-        to.push(companion);
-        match fs::rename(name(companion), PathBuf::from(to)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(aside)
+fn wal(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-wal");
+    name.into()
 }
 
 fn random() -> Result<u64, Error> {

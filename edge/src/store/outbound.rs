@@ -3,13 +3,16 @@
 //! In: what `group` appended, marks from `uplink`. Out: [`OutboundRow`]s in the order of their ids.
 //! Change here: the rows of a lane. Not here: which rows are given up (`budget`), making one of many (`merge`).
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use bytestring::ByteString;
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::{Error, lane_start, parts};
+use super::{Error, age, lane_start, parts};
 use crate::{lane, status::LaneStatus};
 
 /// What a row counts for beside its body.
@@ -77,6 +80,8 @@ pub(super) struct LaneState {
     pub(super) given_up_to: u64,
     /// Rows appended since the totals were saved.
     pub(super) unsaved: u32,
+    /// Since when rows wait; empty where the lane has no limit of age.
+    pub(super) seen: age::Marks,
 }
 
 /// Totals of a range of rows.
@@ -91,6 +96,12 @@ impl LaneState {
     /// One after the lane's last possible id.
     pub(super) fn end(&self) -> u64 {
         lane_start(self.info.number + 1)
+    }
+
+    /// How long its messages may wait, if that has a limit.
+    pub(super) fn age(&self) -> Option<Duration> {
+        let age = self.info.settings.as_ref().map_or(0, |settings| settings.budget_age_s);
+        (age > 0).then(|| Duration::from_secs(age))
     }
 
     /// A row was appended.
@@ -214,10 +225,12 @@ pub(super) fn load_lanes(
             bytes: unsigned(row, 6)?,
             given_up_to: 0,
             unsaved: 0,
+            seen: age::Marks::default(),
         })
     })?;
     let mut lanes = rows.collect::<Result<Vec<_>, _>>()?;
     for lane in &mut lanes {
+        lane.seen = age::Marks::load(db, lane.info.number)?;
         let last: Option<i64> = db.query_row(
             "SELECT max(id) FROM batch WHERE id > ?1 AND id < ?2",
             [lane.upto as i64, lane.end() as i64],

@@ -14,7 +14,7 @@ use tributary_shared::record::{Batch, mqtt::header};
 use super::{Error, lane_start, outbound::unsigned, reader::UNPACKED_MAX};
 
 /// Tables copied row by row, with the order that lets both ends be read when the middle is broken.
-const TABLES: [(&str, &str); 9] = [
+const TABLES: [(&str, &str); 11] = [
     ("lane", "number"),
     ("session", "id"),
     ("subscription", "session, filter"),
@@ -24,6 +24,8 @@ const TABLES: [(&str, &str); 9] = [
     ("delayed", "number"),
     ("quarantine", "id"),
     ("part", "batch, s"),
+    ("observed", "one"),
+    ("seen", "lane, id"),
 ];
 
 /// Lane numbers that are looked for even if the table of lanes cannot be read.

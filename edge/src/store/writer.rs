@@ -12,7 +12,8 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    fs::File,
+    fs::{self, File},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -23,8 +24,11 @@ use tokio::{
     time,
 };
 
+use tributary_shared::session::action::Change;
+
 use super::{
-    COMMANDS, Command, Error, Mark, Progress,
+    COMMANDS, Command, Error, Mark, Progress, budget,
+    ends::Ends,
     group::{Group, State},
     merge, needed,
     outbound::LaneInfo,
@@ -41,6 +45,15 @@ const CHORE_AFTER: Duration = Duration::from_millis(50);
 
 /// How often the quarantine, if there is anything in it, is looked at for what people want.
 const OUTSIDE_EVERY: Duration = Duration::from_secs(2);
+
+/// The write-ahead log is cut when it is longer. Most of the time it is not half as long.
+pub(super) const LOG_BYTES: u64 = 48 * 1024 * 1024;
+
+/// Where another process kept it from being cut, it is tried again when it has grown by so much.
+const LOG_STEP: u64 = 8 * 1024 * 1024;
+
+/// For readers to be done before the log is cut.
+const LOG_PATIENCE: Duration = Duration::from_millis(200);
 
 /// A commit of at least so many changes means that publishers are busy.
 const BUSY: usize = 64;
@@ -65,6 +78,10 @@ pub struct Writer {
     /// When and in which version the file was looked at for what other processes wrote.
     pub(super) looked: time::Instant,
     pub(super) outside: i64,
+    pub(super) ends: Ends,
+    pub(super) wal: PathBuf,
+    /// The log is cut when it is longer.
+    pub(super) log_bytes_max: u64,
     /// Held as long as the file is open.
     pub(super) lock: File,
 }
@@ -138,7 +155,9 @@ impl Writer {
 
     /// There is work that need not wait for a commit.
     fn has_chores(&self) -> bool {
-        queues::is_due(&self.state) || (self.state.quarantine.wanted > 0 && !self.state.full)
+        queues::is_due(&self.state)
+            || (self.state.quarantine.wanted > 0 && !self.state.full)
+            || budget::age_due_in(&self.state).is_some_and(|wait| wait.is_zero())
     }
 
     /// Another process may have written what it wants of the quarantine.
@@ -176,14 +195,15 @@ impl Writer {
         });
         let chore = self.has_chores().then_some(CHORE_AFTER);
         let outside = (self.state.quarantine.messages > 0).then_some(OUTSIDE_EVERY);
-        let first =
-            match mark.into_iter().chain(chore).chain(outside).chain(self.room.look_in()).min() {
-                None => self.next().await,
-                Some(wait) => match time::timeout(wait, self.next()).await {
-                    Ok(first) => first,
-                    Err(_) => return None,
-                },
-            };
+        let age = budget::age_due_in(&self.state).map(|wait| wait.max(CHORE_AFTER));
+        let waits = [mark, chore, outside, age, self.room.look_in()];
+        let first = match waits.into_iter().flatten().min() {
+            None => self.next().await,
+            Some(wait) => match time::timeout(wait, self.next()).await {
+                Ok(first) => first,
+                Err(_) => return None,
+            },
+        };
         let mut next = match first {
             None => return Some(None),
             Some(Command::Stop { reply }) => return Some(Some(reply)),
@@ -242,7 +262,7 @@ impl Writer {
             time::sleep(FULL_WAIT).await;
             self.look_for_marks(marks);
             due.extend(marks.waiting.drain());
-            match self.trim(&due) {
+            match self.trim(&due, &group) {
                 Ok(()) => {
                     due.clear();
                     before = self.state.clone();
@@ -250,6 +270,8 @@ impl Writer {
                 Err(error) => self.undo(&before, &error)?,
             }
         };
+        self.ends.note(&self.state.lanes);
+        self.keep_log_short();
         for (why, n) in dropped {
             self.state.status.dropped(why, n);
         }
@@ -310,16 +332,54 @@ impl Writer {
         }
     }
 
-    /// Deletes what the cloud has confirmed, and nothing else.
-    fn trim(&mut self, marks: &[(u16, Mark)]) -> Result<(), Error> {
-        if marks.is_empty() {
+    /// Deletes what the cloud has confirmed and what sessions are done with, and nothing else. Entries that are done are in
+    /// the file since an earlier commit, and their change, when its turn comes, finds nothing to do: so it may come first.
+    fn trim(&mut self, marks: &[(u16, Mark)], group: &[Command]) -> Result<(), Error> {
+        let mut done = Vec::new();
+        for command in group.iter().chain(&self.pending) {
+            if let Command::Apply { changes, .. } = command {
+                let freeing = |change: &&Change| matches!(change, Change::Dequeued { .. });
+                done.extend(changes.iter().filter(freeing).cloned());
+            }
+        }
+        if marks.is_empty() && done.is_empty() {
             return Ok(());
         }
         self.db.execute_batch("BEGIN IMMEDIATE")?;
         let synced = apply_marks(&self.db, &mut self.state, marks)?;
+        let mut work = Group::new(&self.db, &mut self.state);
+        for change in &done {
+            work.change(change)?;
+        }
+        work.finish()?;
+        let dropped = std::mem::take(&mut work.dropped);
+        let trimmed = std::mem::take(&mut work.trimmed);
         self.db.execute_batch("COMMIT")?;
+        self.trimmed.add(trimmed);
+        for (why, n) in dropped {
+            self.state.status.dropped(why, n);
+        }
         count(synced);
         Ok(())
+    }
+
+    /// A log that is never quite read to its end is never begun anew by SQLite itself: then readers wait a moment.
+    fn keep_log_short(&mut self) {
+        let long = fs::metadata(&self.wal).map_or(0, |log| log.len());
+        if long <= self.log_bytes_max {
+            return;
+        }
+        let cut = self.db.busy_timeout(LOG_PATIENCE).and_then(|()| {
+            self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))
+        });
+        self.log_bytes_max = LOG_BYTES;
+        if !matches!(cut, Ok(0)) {
+            tracing::warn!(?cut, long, "somebody reads the store for long: its log grows");
+            self.log_bytes_max = long + LOG_STEP;
+        }
+        if let Err(error) = self.db.busy_timeout(super::open::PATIENCE) {
+            tracing::warn!(%error, "no patience with other processes");
+        }
     }
 
     /// Answers how many rows each merge made one, last first, and what was dropped.

@@ -24,7 +24,9 @@ use crate::{
     status::Status,
 };
 
+mod age;
 mod quarantine;
+mod salvage;
 
 fn plan(dir: &Path) -> Plan {
     let settings = Settings { ballast_bytes: 0, ..Settings::default() };
@@ -392,93 +394,6 @@ async fn small_batches_become_one_with_the_same_sequences() {
 }
 
 #[tokio::test]
-async fn a_damaged_file_is_put_aside_and_what_can_be_read_is_kept() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut store = Harness::open(&plan(dir.path()));
-    store.apply(vec![Change::SessionSaved(Box::new(session(1)))]).await;
-    for i in 0..200 {
-        store.apply(vec![publish("up/a", &format!("{i:0>2000}"), vec![])]).await;
-    }
-    let before = store.rows().await;
-    store.stop().await;
-    let path = dir.path().join("edge.db");
-    let mut bytes = std::fs::read(&path).unwrap();
-    let middle = bytes.len() / 2 / 4096 * 4096;
-    bytes[middle..middle + 3 * 4096].fill(0xA5);
-    std::fs::write(&path, bytes).unwrap();
-    let again = Harness::open(&Plan { after: After::Damage, ..plan(dir.path()) });
-    assert_eq!(again.status.salvaged_files.get(), 1);
-    let after = again.rows().await;
-    assert!(after.len() > 180 && after.len() < 200, "{}", after.len());
-    assert!(after.iter().all(|row| before.contains(row)));
-    assert_eq!(again.opened.restored.sessions.len(), 1);
-    let aside = std::fs::read_dir(dir.path()).unwrap().flatten();
-    assert_eq!(aside.filter(|f| f.file_name().to_string_lossy().contains(".damaged-")).count(), 1);
-    again.stop().await;
-}
-
-#[tokio::test]
-async fn salvage_leaves_out_what_belongs_to_no_session() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut store = Harness::open(&plan(dir.path()));
-    let options = tributary_shared::mqtt::packet::SubscriptionOptions {
-        qos: Qos::AtLeastOnce,
-        no_local: false,
-        retain_as_published: false,
-        retain_handling: 0,
-    };
-    let mut changes = Vec::new();
-    for id in 1..=2 {
-        let session_id = SessionId(id);
-        changes.push(Change::SessionSaved(Box::new(session(id))));
-        changes.push(Change::Subscribed(SavedSubscription {
-            session: session_id,
-            filter: "a".into(),
-            options,
-            subscription_id: None,
-            replay: None,
-        }));
-        let packet_id = PacketId::new(7).unwrap();
-        changes.push(Change::Received { session: session_id, packet_id });
-    }
-    store.apply(changes).await;
-    store.apply(vec![publish("local", "both", vec![queued(1, 1), queued(2, 1)])]).await;
-    store.apply(vec![publish("local", "orphan", vec![queued(2, 2)])]).await;
-    store.apply(vec![publish("up/a", "for the cloud", vec![queued(2, 3)])]).await;
-    store.stop().await;
-    // As if the page with the session's row were damaged.
-    let old = dir.path().join("edge.db");
-    let db = rusqlite::Connection::open(&old).unwrap();
-    db.execute("DELETE FROM session WHERE id = 2", []).unwrap();
-    drop(db);
-    let to = tempfile::tempdir().unwrap();
-    let fresh = rusqlite::Connection::open(to.path().join("edge.db")).unwrap();
-    migrate::migrate(&fresh).unwrap();
-    salvage::salvage(&old, &fresh);
-    let count = |sql: &str| fresh.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
-    for table in ["session", "subscription", "received", "queue", "needed"] {
-        assert_eq!(count(&format!("SELECT count(*) FROM {table}")), 1, "{table}");
-    }
-    assert_eq!(count("SELECT count(*) FROM batch WHERE id < (1 << 48)"), 1, "the orphan's body");
-    assert_eq!(count("SELECT count(*) FROM batch WHERE id > (1 << 48)"), 1, "the cloud's");
-    drop(fresh);
-    let again = Harness::open(&plan(to.path()));
-    assert_eq!(everything(&again, 1).await, [(1, Some("both".to_owned()))]);
-    assert_eq!(payloads(&again.rows().await).len(), 1);
-    again.stop().await;
-}
-
-#[tokio::test]
-async fn a_file_that_is_no_database_does_not_keep_the_edge_from_starting() {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("edge.db"), [0x5A; 9000]).unwrap();
-    let mut store = Harness::open(&plan(dir.path()));
-    store.apply(vec![publish("up/a", "1", vec![])]).await;
-    assert_eq!(store.rows().await.len(), 1);
-    store.stop().await;
-}
-
-#[tokio::test]
 async fn a_folder_serves_one_process_and_only_its_owner() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
@@ -741,6 +656,36 @@ async fn a_group_that_waits_for_room_gets_it_from_what_the_cloud_confirms() {
     let left = payloads(&store.rows().await);
     assert_eq!(left.len(), 5, "one is left, three waited, one came behind them");
     assert_eq!(left.last().unwrap().0, "behind");
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn a_group_that_waits_for_room_gets_it_from_what_sessions_are_done_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut plan = plan(dir.path());
+    plan.settings.max_bytes = 1 << 20;
+    let mut store = Harness::open(&plan);
+    let mut random = Random(5);
+    let mut noise =
+        || -> String { (0..200_000).map(|_| (b' ' + random.below(90) as u8) as char).collect() };
+    for seq in 1..=3 {
+        store.apply(vec![publish("local", &noise(), vec![queued(1, seq)])]).await;
+    }
+    let more = (4..7).map(|seq| publish("local", &noise(), vec![queued(1, seq)])).collect();
+    let ticket = store.opened.journal.apply(more).await.unwrap();
+    let mut progress = store.opened.store.progress();
+    while !store.status.disk_full.load(std::sync::atomic::Ordering::Relaxed) {
+        tokio::task::yield_now().await;
+    }
+    assert!(progress.borrow_and_update().committed < ticket);
+    let done = (1..=2).map(|seq| Change::Dequeued { session: SessionId(1), seq }).collect();
+    let behind = store.opened.journal.apply(done).await.unwrap();
+    progress.wait_for(|progress| progress.committed >= behind).await.unwrap();
+    assert!(progress.borrow().failed.is_none());
+    let left = everything(&store, 1).await;
+    assert_eq!(left.iter().map(|(seq, _)| *seq).collect::<Vec<_>>(), [3, 4, 5, 6]);
+    assert!(left.iter().all(|(_, text)| text.as_ref().is_some_and(|t| t.len() == 200_000)));
+    assert_eq!(store.status.queue_entries.get(), 4);
     store.stop().await;
 }
 
