@@ -4,6 +4,7 @@
 //! settings. The edge is run without a cloud there; `tests/tests/power_cut.rs` has one.
 //! `outages bridge KILLS CUTS [lying] [SEED]`: devices, edge, cloud and all readers; a line a round. `lying`: the edge's disk only says
 //! that it synced.
+//! `outages points EDGE CLOUD`: so many system calls of each at which it is killed; likewise.
 //! Exit code 2 where the machine cannot do it, 1 where a promise was not kept.
 
 use std::process::ExitCode;
@@ -26,7 +27,13 @@ fn main() -> ExitCode {
                 seed => (false, seed),
             };
             plan.lying = lying;
+            plan.until_loss = lying;
             plan.seed = seed.first().map_or(plan.seed, |seed| number(seed) as u64);
+            plan.run().map(|outcome| (json(&outcome), outcome.is_broken()))
+        }
+        ["points", edge, cloud] => {
+            let mut plan = Plan::new(0, 0).with_points(number(edge), number(cloud));
+            plan.verbose = true;
             plan.run().map(|outcome| (json(&outcome), outcome.is_broken()))
         }
         [fault @ ("kill" | "cut"), count, rest @ ..] => broker(fault, number(count), rest)

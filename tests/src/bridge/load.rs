@@ -63,6 +63,7 @@ impl Station {
     /// Devices may send so many messages more.
     pub fn allow(&self, allowance: u64) {
         self.state().allowance = allowance;
+        self.changed.notify_all();
     }
 
     /// What comes from now on does not count. Devices wait for the next [`Station::open`].

@@ -11,6 +11,7 @@ mod books;
 mod load;
 mod message;
 mod outcome;
+mod points;
 mod readers;
 
 use std::{
@@ -26,6 +27,7 @@ pub use self::{
     load::{Publisher, Station},
     message::Message,
     outcome::Outcome,
+    points::Point,
     readers::{Live, Waiting, read_kafka},
 };
 use crate::{
@@ -56,6 +58,24 @@ pub enum Fault {
     KillBoth,
     /// The power of the edge's disk, then SIGKILL.
     CutEdge,
+    /// The edge falls at this system call.
+    EdgeAt(Point),
+    /// The cloud falls at this system call.
+    CloudAt(Point),
+}
+
+impl Fault {
+    /// Without its numbers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::KillEdge => "KillEdge",
+            Self::KillCloud => "KillCloud",
+            Self::KillBoth => "KillBoth",
+            Self::CutEdge => "CutEdge",
+            Self::EdgeAt(_) => "EdgeAt",
+            Self::CloudAt(_) => "CloudAt",
+        }
+    }
 }
 
 /// A run.
@@ -83,8 +103,19 @@ impl Plan {
         Self { faults, seed: u64::from(std::process::id()), ..Self::default() }
     }
 
+    /// Crash points besides: so many of the edge and of the cloud.
+    #[must_use]
+    pub fn with_points(mut self, edge: usize, cloud: usize) -> Self {
+        self.faults.extend(Point::of_the_edge(edge).map(Fault::EdgeAt));
+        self.faults.extend(Point::of_the_cloud(cloud).map(Fault::CloudAt));
+        self
+    }
+
     /// Runs; or says why that is not possible here.
     pub fn run(&self) -> Result<Outcome, String> {
+        if self.faults.iter().any(|fault| matches!(fault, Fault::EdgeAt(_) | Fault::CloudAt(_))) {
+            points::probe()?;
+        }
         let mut run = Run::start(self)?;
         let mut slow = 0;
         let mut faults = self.faults.iter().peekable();
@@ -135,9 +166,15 @@ pub const CLOUD: [&str; 6] = [
     "mqtt.session.inflight_messages=1000",
 ];
 
-/// Settings of edges under test: they try again soon.
-pub const EDGE: [&str; 4] =
-    ["--set", "uplink.backoff_min_ms=20", "--set", "uplink.backoff_max_ms=200"];
+/// Settings of edges under test: they try again soon, and write the log into the file often.
+pub const EDGE: [&str; 6] = [
+    "--set",
+    "uplink.backoff_min_ms=20",
+    "--set",
+    "uplink.backoff_max_ms=200",
+    "--set",
+    "store.checkpoint_pages=200",
+];
 
 impl Run {
     fn start(plan: &Plan) -> Result<Self, String> {
@@ -182,6 +219,9 @@ impl Run {
 
     /// One round; false: it was too slow to count.
     fn round(&mut self, fault: Fault) -> bool {
+        if let Fault::EdgeAt(point) | Fault::CloudAt(point) = fault {
+            return self.fall_at(fault, point);
+        }
         let fuse = self.parts.disk.as_ref().filter(|_| fault == Fault::CutEdge).map(Disk::fuse);
         let before = self.parts.live.view().total();
         let station = self.parts.station;
@@ -217,6 +257,7 @@ impl Run {
                 self.parts.disk.as_ref().expect("a disk").restore();
                 self.parts.edge.start_again().expect("the edge starts");
             }
+            Fault::EdgeAt(_) | Fault::CloudAt(_) => unreachable!("has a round of its own"),
         }
         if frozen {
             self.parts.cloud.process.signal("CONT");
@@ -224,13 +265,67 @@ impl Run {
         if counts {
             self.outcome.round(fault, acked, rate, fallen.elapsed());
         }
-        if self.verbose {
-            say(&serde_json::json!({
-                "fault": format!("{fault:?}"), "acked": acked, "rate": rate as u64, "counts": counts, "frozen": frozen,
-                "bridged": bridged, "back_ms": fallen.elapsed().as_millis() as u64,
-            }).to_string());
-        }
+        self.tell(&serde_json::json!({
+            "fault": fault.name(), "acked": acked, "rate": rate as u64, "counts": counts, "frozen": frozen,
+            "bridged": bridged, "back_ms": fallen.elapsed().as_millis() as u64,
+        }));
         counts
+    }
+
+    /// A round in which a process falls by itself, at a system call. False: it did not, or too slowly.
+    fn fall_at(&mut self, fault: Fault, point: Point) -> bool {
+        let Parts { edge, cloud, station, .. } = &mut self.parts;
+        let of_edge = matches!(fault, Fault::EdgeAt(_));
+        let (process, ready) = if of_edge {
+            station.down();
+            edge.under = point.tracer();
+            let ready = edge.start_again().is_ok();
+            edge.under.clear();
+            (&mut edge.process, ready)
+        } else {
+            cloud.under = point.tracer();
+            let ready = cloud.start_again().is_ok();
+            cloud.under.clear();
+            (&mut cloud.process, ready)
+        };
+        let (mut acked, mut took) = (0, Duration::ZERO);
+        if ready {
+            station.open(10);
+            let deadline = Instant::now() + PATIENCE;
+            while !process.has_ended() && Instant::now() < deadline {
+                // About 5,000 a second, as long as it takes.
+                station.allow(10);
+                (acked, took) = station.wait(u64::MAX, Duration::from_millis(2));
+            }
+        }
+        let fell = process.has_ended();
+        let fallen = Instant::now();
+        if of_edge {
+            station.down();
+            edge.start_again().expect("the edge starts");
+            station.open(100);
+        } else {
+            cloud.start_again().expect("the cloud starts");
+        }
+        let rate = acked as f64 / took.as_secs_f64().max(0.001);
+        // So early that nothing was acknowledged yet is a point like any other.
+        let counts = fell && (acked < 50 || rate >= GATE);
+        if counts {
+            let rate = if acked < 50 { f64::MAX } else { rate };
+            self.outcome.round(fault, acked, rate, fallen.elapsed());
+            self.outcome.while_starting += u64::from(!ready);
+        }
+        self.tell(&serde_json::json!({
+            "fault": fault.name(), "call": point.call, "nth": point.nth, "fell": fell, "started": ready,
+            "acked": acked, "counts": counts, "back_ms": fallen.elapsed().as_millis() as u64,
+        }));
+        counts
+    }
+
+    fn tell(&self, round: &serde_json::Value) {
+        if self.verbose {
+            say(&round.to_string());
+        }
     }
 
     fn kill_edge(&mut self) {

@@ -19,6 +19,8 @@ pub struct Outcome {
     pub slowest: u64,
     /// From the fault to `ready`, ms: median and longest.
     pub back_ms: [u64; 2],
+    /// Of the crash points: those before the process was ready.
+    pub while_starting: u64,
     /// Acknowledged from the first to the last moment.
     pub acked_in_all: u64,
     /// In the log at the end.
@@ -41,7 +43,7 @@ impl Outcome {
     }
 
     pub(super) fn round(&mut self, fault: Fault, acked: u64, rate: f64, back: Duration) {
-        *self.rounds.entry(format!("{fault:?}")).or_default() += 1;
+        *self.rounds.entry(fault.name().to_owned()).or_default() += 1;
         self.acked += acked;
         self.slowest = self.slowest.min(rate as u64);
         self.back.push(back.as_millis() as u64);
