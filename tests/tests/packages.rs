@@ -194,6 +194,8 @@ grep -qx 'CapBnd:.0*' "/proc/$pid/status"
 grep -qx 'Seccomp:.2' "/proc/$pid/status"
 [ "$(stat -c %U "/proc/$pid")" = tributary-edge ]
 [ "$(stat -c '%U %a' /var/lib/tributary-edge)" = 'tributary-edge 700' ]
+# What the store asks how long messages have waited, and how much is written to the disk.
+nsenter --target "$pid" --mount sh -c 'cat /proc/uptime /proc/sys/kernel/random/boot_id /sys/block/*/stat' >/dev/null
 tributary-edge pub -t a/b -q 1 -m hi
 systemctl reload tributary-edge
 [ "$(value ActiveState)" = active ]
