@@ -33,6 +33,12 @@ tributary_shared::settings! {
         /// 0 = for ever. Counted in time that the edge itself saw pass: a wrong clock changes nothing, and while the
         /// machine is off no message grows older. A message may go up to a hundredth later than this.
         pub budget_age_s: u64 = 0 => 0..=315_360_000,
+        /// When the cloud is there again after an outage, new messages are sent before those that waited. These follow with
+        /// the record header `historical` = `true`; order holds among the new and among the old. Otherwise order holds
+        /// across outages.
+        pub fresh_first: bool = false,
+        /// With `fresh_first`: bytes a second at which the old ones follow; 0 = as much as the line takes.
+        pub catch_up_bytes_per_s: u64 = 0,
     }
 }
 

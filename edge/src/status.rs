@@ -216,4 +216,12 @@ pub struct LaneStatus {
     pub connects: Number,
     /// Batches that the cloud asked for again or that timed out.
     pub rewinds: Number,
+    /// Messages confirmed upstream in a second, over about 10 s and over a minute.
+    pub messages_per_s: [Number; 2],
+    /// Bytes of batches confirmed upstream in a second, the same.
+    pub bytes_per_s: [Number; 2],
+    /// Seconds until nothing waits; negative = it does not become less.
+    pub drain_s: AtomicI64,
+    /// Sends what gathered during an outage.
+    pub catching_up: AtomicBool,
 }

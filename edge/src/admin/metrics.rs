@@ -6,8 +6,8 @@ use std::{fmt::Write as _, sync::atomic::Ordering::Relaxed};
 
 use tributary_shared::{net::Gate, tasks};
 
-use super::{Shown, age_s};
-use crate::status::{COMMIT_BOUNDS_US, LaneStatus, Status};
+use super::{Shown, age_s, drain_s};
+use crate::status::{COMMIT_BOUNDS_US, LaneStatus, Number, Status};
 
 /// A page that is being written.
 struct Page(String);
@@ -120,7 +120,7 @@ fn core(page: &mut Page, status: &Status) {
 type Read = fn(&LaneStatus) -> u64;
 
 /// Name, kind, help, number.
-const LANE: [(&str, &str, &str, Read); 13] = [
+const LANE: [(&str, &str, &str, Read); 16] = [
     ("lane_batches", "gauge", "Batches that wait to be confirmed upstream", |l| l.batches.get()),
     ("lane_messages", "gauge", "Messages in them", |l| l.messages.get()),
     ("lane_bytes", "gauge", "Bytes on disk they count for", |l| l.bytes.get()),
@@ -130,6 +130,15 @@ const LANE: [(&str, &str, &str, Read); 13] = [
     ("lane_synced_total", "counter", "Messages confirmed upstream", |l| l.synced.get()),
     ("lane_given_up_total", "counter", "Messages given up and declared upstream", |l| {
         l.given_up.get()
+    }),
+    ("lane_drain_messages_per_second", "gauge", "Messages confirmed upstream, over 10 s", |l| {
+        l.messages_per_s.first().map_or(0, Number::get)
+    }),
+    ("lane_drain_bytes_per_second", "gauge", "Bytes confirmed upstream, over 10 s", |l| {
+        l.bytes_per_s.first().map_or(0, Number::get)
+    }),
+    ("lane_catching_up", "gauge", "1 while what gathered during an outage is sent", |l| {
+        u64::from(l.catching_up.load(Relaxed))
     }),
     ("uplink_connected", "gauge", "1 while connected to the cloud", |l| {
         u64::from(l.connected.load(Relaxed))
@@ -152,6 +161,13 @@ fn lanes(page: &mut Page, status: &Status) {
         page.head(name, kind, help);
         for lane in &lanes {
             page.value(name, &format!("{{lane=\"{}\"}}", lane.name), read(lane));
+        }
+    }
+    let name = "lane_drain_seconds";
+    page.head(name, "gauge", "Until nothing waits; missing while it does not become less");
+    for lane in &lanes {
+        if let Some(seconds) = drain_s(lane) {
+            page.value(name, &format!("{{lane=\"{}\"}}", lane.name), seconds);
         }
     }
 }

@@ -172,6 +172,11 @@ async fn status_page(State(shown): State<Shown>) -> Json<Reading> {
     Json(Reading::take(&shown))
 }
 
+/// Seconds until nothing waits in a lane; `None`: it does not become less.
+pub(crate) fn drain_s(lane: &LaneStatus) -> Option<u64> {
+    u64::try_from(lane.drain_s.load(Relaxed)).ok()
+}
+
 /// Seconds since the oldest waiting batch was made.
 pub(crate) fn age_s(lane: &LaneStatus) -> u64 {
     match lane.oldest_ms.load(Relaxed) {

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use serde::{Deserialize, Serialize};
 use tributary_shared::recent::{self, Problem};
 
-use super::{Shown, age_s, metrics::resident_bytes};
-use crate::status::LaneStatus;
+use super::{Shown, age_s, drain_s, metrics::resident_bytes};
+use crate::status::{LaneStatus, Number};
 
 /// The edge now.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +78,15 @@ pub struct Lane {
     pub connected: bool,
     /// Publishers are refused.
     pub full: bool,
+    /// Messages and bytes that the cloud confirmed in a second, over about 10 s and over a minute.
+    pub messages_per_s: u64,
+    pub messages_per_s_1m: u64,
+    pub bytes_per_s: u64,
+    pub bytes_per_s_1m: u64,
+    /// Seconds until nothing waits, as things go now.
+    pub drain_s: Option<u64>,
+    /// Sends what gathered during an outage.
+    pub catching_up: bool,
 }
 
 impl Reading {
@@ -128,6 +137,8 @@ impl Reading {
 
 impl Lane {
     fn take(lane: &LaneStatus) -> Self {
+        let [short, long] =
+            [|[short, _]: &[Number; 2]| short.get(), |[_, long]: &[Number; 2]| long.get()];
         Self {
             name: lane.name.clone(),
             buffered: lane.messages.get(),
@@ -138,6 +149,12 @@ impl Lane {
             given_up: lane.given_up.get(),
             connected: lane.connected.load(Relaxed),
             full: lane.full.load(Relaxed),
+            messages_per_s: short(&lane.messages_per_s),
+            messages_per_s_1m: long(&lane.messages_per_s),
+            bytes_per_s: short(&lane.bytes_per_s),
+            bytes_per_s_1m: long(&lane.bytes_per_s),
+            drain_s: drain_s(lane),
+            catching_up: lane.catching_up.load(Relaxed),
         }
     }
 }

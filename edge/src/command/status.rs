@@ -148,8 +148,8 @@ fn lanes(out: &mut String, before: &Reading, now: &Reading, seconds: f64) {
     }
     let _ = writeln!(
         out,
-        "\n{:<16} {:>10} {:>10} {:>10} {:>8} {:>10}  state",
-        "lane", "waiting", "bytes", "oldest", "sent/s", "done in"
+        "\n{:<16} {:>10} {:>10} {:>10} {:>8} {:>10} {:>10}  state",
+        "lane", "waiting", "bytes", "oldest", "sent/s", "bytes/s", "done in"
     );
     for lane in &now.lanes {
         let was = before.lanes.iter().find(|was| was.name == lane.name).unwrap_or(lane);
@@ -161,13 +161,15 @@ fn lanes(out: &mut String, before: &Reading, now: &Reading, seconds: f64) {
         };
         let _ = writeln!(
             out,
-            "{:<16} {:>10} {:>10} {:>10} {:>8} {:>10}  {state}",
+            "{:<16} {:>10} {:>10} {:>10} {:>8} {:>10} {:>10}  {state}{}",
             lane.name,
             lane.buffered,
             bytes(lane.bytes),
             if lane.buffered > 0 { span(lane.oldest_s) } else { "-".to_owned() },
             rate(was.synced, lane.synced, seconds, true),
+            bytes(lane.bytes_per_s),
             drain(was, lane, seconds),
+            if lane.catching_up { ", catching up" } else { "" },
         );
     }
 }
@@ -179,7 +181,7 @@ fn drain(was: &Lane, now: &Lane, seconds: f64) -> String {
     }
     let less = was.buffered.saturating_sub(now.buffered);
     if less == 0 || seconds <= 0.0 {
-        return "?".to_owned();
+        return now.drain_s.map_or_else(|| "?".to_owned(), span);
     }
     span((now.buffered as f64 * seconds / less as f64).ceil() as u64)
 }
@@ -269,7 +271,10 @@ mod tests {
         let row = text.lines().find(|line| line.starts_with("normal")).unwrap();
         let words: Vec<&str> = row.split_whitespace().collect();
         // 900 wait; 50 a second fewer.
-        assert_eq!(words[1..], ["900", "0", "B", "3", "min", "75", "18", "s", "connected"]);
+        assert_eq!(
+            words[1..],
+            ["900", "0", "B", "3", "min", "75", "0", "B", "18", "s", "connected"]
+        );
         now.lanes = vec![lane(1_100, 150)];
         assert!(screen(&before, &now, 2.0).contains(" ?  connected"), "it grows");
     }

@@ -227,7 +227,8 @@ fn last_words(event: &Event) -> Option<String> {
     let words = words.map(|words| format!(": {}", shown(words)));
     let code = *reason_code as u8;
     Some(format!(
-        "the cloud ended it with {code:#04x} {reason_code:?}{}",
+        "the cloud ended it with {code:#04x}, {}{}",
+        reasons::words(code),
         words.unwrap_or_default()
     ))
 }

@@ -3,6 +3,8 @@
 //! Three kinds: about the connection (nothing is given up, it is tried again), about our topic, about the batch.
 //! Change here: the kind of a code, its words. Not here: what is done about it (`uplink`).
 
+use rumqttc::v5::{ConnectionError, mqttbytes::v5::ConnectReturnCode};
+
 /// The cloud will say the same again to the same bytes, whatever else it takes.
 ///
 /// 0x87 is not among them: an edge that is not authorized is refused whole, its messages are as good as before.
@@ -56,6 +58,45 @@ pub fn words(code: u8) -> &'static str {
     }
 }
 
+/// What kept a connection from being made, or ended it.
+pub(super) fn in_words(error: &ConnectionError) -> String {
+    match error {
+        ConnectionError::ConnectionRefused(code) => {
+            let code = number(*code);
+            format!("the cloud refuses the connection: {} ({code:#04x})", words(code))
+        }
+        other => other.to_string(),
+    }
+}
+
+fn number(code: ConnectReturnCode) -> u8 {
+    match code {
+        ConnectReturnCode::Success => 0x00,
+        ConnectReturnCode::UnspecifiedError => 0x80,
+        ConnectReturnCode::MalformedPacket => 0x81,
+        ConnectReturnCode::ProtocolError => 0x82,
+        ConnectReturnCode::ImplementationSpecificError => 0x83,
+        ConnectReturnCode::RefusedProtocolVersion
+        | ConnectReturnCode::UnsupportedProtocolVersion => 0x84,
+        ConnectReturnCode::BadClientId | ConnectReturnCode::ClientIdentifierNotValid => 0x85,
+        ConnectReturnCode::BadUserNamePassword => 0x86,
+        ConnectReturnCode::NotAuthorized => 0x87,
+        ConnectReturnCode::ServiceUnavailable | ConnectReturnCode::ServerUnavailable => 0x88,
+        ConnectReturnCode::ServerBusy => 0x89,
+        ConnectReturnCode::Banned => 0x8A,
+        ConnectReturnCode::BadAuthenticationMethod => 0x8C,
+        ConnectReturnCode::TopicNameInvalid => 0x90,
+        ConnectReturnCode::PacketTooLarge => 0x95,
+        ConnectReturnCode::QuotaExceeded => 0x97,
+        ConnectReturnCode::PayloadFormatInvalid => 0x99,
+        ConnectReturnCode::RetainNotSupported => 0x9A,
+        ConnectReturnCode::QoSNotSupported => 0x9B,
+        ConnectReturnCode::UseAnotherServer => 0x9C,
+        ConnectReturnCode::ServerMoved => 0x9D,
+        ConnectReturnCode::ConnectionRateExceeded => 0x9F,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,5 +109,13 @@ mod tests {
         for code in [0x90, 0x95, 0x99, 0x9B, 0xF7] {
             assert!(is_about_batch(code), "{code:#x}");
         }
+    }
+    #[test]
+    fn a_connection_that_is_refused_says_why() {
+        let refused = ConnectionError::ConnectionRefused(ConnectReturnCode::ConnectionRateExceeded);
+        let said = in_words(&refused);
+        assert!(said.contains("too many connections at once (0x9f)"), "{said}");
+        let moved = ConnectionError::ConnectionRefused(ConnectReturnCode::ServerMoved);
+        assert!(in_words(&moved).contains("change `uplink.cloud`"));
     }
 }

@@ -42,7 +42,7 @@ pub(super) fn why(error: &ConnectionError, host: &str) -> String {
         }
         _ => None,
     };
-    said.unwrap_or_else(|| error.to_string())
+    said.unwrap_or_else(|| super::reasons::in_words(error))
 }
 
 const NOT_AUTHORIZED: &str = "the cloud does not let this edge in (0x87): its certificate is for another id than `id`, or it is on the cloud's deny list; the cloud's log says which";

@@ -112,6 +112,10 @@ pub(crate) enum Command {
     Apply { ticket: u64, changes: Vec<Change> },
     /// The cloud has confirmed a lane up to here.
     Acked { lane: u16, mark: Mark },
+    /// The cloud has confirmed the rows of a lane from `after` to `mark`, before those up to `after`.
+    Ahead { lane: u16, after: u64, mark: Mark },
+    /// Begin a new epoch of a lane with its next message; answers the last row of those before.
+    NewEpoch { lane: u16, reply: oneshot::Sender<u64> },
     /// Merge small batches of a lane after this id; answers how many rows became one.
     Merge { lane: u16, after: u64, reply: oneshot::Sender<usize> },
     /// Give messages of a batch up: keep their bodies in quarantine, leave a gap.
@@ -233,6 +237,22 @@ impl Store {
     /// The cloud has confirmed a lane up to `mark`. It rides on a later commit: losing it costs a resend.
     pub async fn acked(&self, lane: u16, mark: Mark) -> Result<(), Error> {
         self.commands.send(Command::Acked { lane, mark }).await.map_err(|_| Error::Closed)
+    }
+
+    /// The cloud has confirmed the rows of a lane from `after` to `mark`, although not yet those up to `after`. They go, but
+    /// for what queues need. Losing it costs a resend.
+    pub async fn acked_ahead(&self, lane: u16, after: u64, mark: Mark) -> Result<(), Error> {
+        let command = Command::Ahead { lane, after, mark };
+        self.commands.send(command).await.map_err(|_| Error::Closed)
+    }
+
+    /// Begins a new epoch of a lane with its next message, so that it can be sent before what waits. Answers the last row
+    /// of those before.
+    pub async fn new_epoch(&self, lane: u16) -> Result<u64, Error> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::NewEpoch { lane, reply };
+        self.commands.send(command).await.map_err(|_| Error::Closed)?;
+        answer.await.map_err(|_| Error::Closed)
     }
 
     /// Makes one batch of small neighbours after `after`; only for rows that were never sent. Answers how many rows

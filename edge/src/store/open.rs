@@ -256,7 +256,9 @@ fn load(
         )?;
         counter = counter.max(last.map_or(0, |id| id as u64 - start));
     }
-    let acked = lanes.iter().map(|lane| lane.acked_id - lane_start(lane.info.number)).max();
+    // Rows that are gone had ids too, also those that went before older ones.
+    let acked =
+        lanes.iter().map(|lane| lane.acked_id.max(lane.upto) - lane_start(lane.info.number)).max();
     let restored = sessions::load(&db, seed)?;
     let marks = lanes.iter().map(|lane| (lane_start(lane.info.number), lane.acked_id));
     let mut queues = Queues::load(&db, marks)?;

@@ -145,6 +145,48 @@ impl LaneState {
         Ok((gone.messages, kept))
     }
 
+    /// Deletes the rows from `after` to the mark that no queue needs: the cloud has them, although not yet those before.
+    /// Answers how many messages it confirmed.
+    pub(super) fn apply_ahead(
+        &mut self,
+        db: &Connection,
+        after: u64,
+        mark: Mark,
+    ) -> Result<u64, Error> {
+        let row_end: Option<i64> = db
+            .prepare_cached("SELECT s + n FROM batch WHERE id = ?1")?
+            .query_row([mark.id as i64], |row| row.get(0))
+            .optional()?;
+        let whole = row_end.is_none_or(|end| end as u64 <= mark.end);
+        let upto = if whole { mark.id } else { mark.id.saturating_sub(1) };
+        // The lane's last row stays: it shows the next start that nothing is lost after it (`ends`).
+        let upto = upto.min(self.upto.saturating_sub(1));
+        let after = after.max(self.acked_id);
+        if upto <= after {
+            return Ok(0);
+        }
+        let before = totals(db, after, upto)?;
+        parts::forget(db, after + 1, upto)?;
+        db.prepare_cached(
+            "DELETE FROM batch WHERE id > ?1 AND id <= ?2
+             AND id NOT IN (SELECT batch FROM needed WHERE batch > ?1 AND batch <= ?2)",
+        )?
+        .execute([after as i64, upto as i64])?;
+        let kept = totals(db, after, upto)?;
+        let gone = before.messages.saturating_sub(kept.messages);
+        self.batches = (self.batches + kept.batches).saturating_sub(before.batches);
+        self.messages = self.messages.saturating_sub(gone);
+        self.bytes = (self.bytes + kept.bytes).saturating_sub(before.bytes);
+        self.save(db)?;
+        Ok(gone)
+    }
+
+    /// The next message begins an epoch. Answers the last row before.
+    pub(super) fn end_epoch(&mut self) -> u64 {
+        self.epoch = None;
+        self.upto
+    }
+
     /// Saves the totals if it is time to.
     pub(super) fn save_sometimes(&mut self, db: &Connection) -> Result<(), Error> {
         if self.unsaved >= SAVE_EVERY { self.save(db) } else { Ok(()) }

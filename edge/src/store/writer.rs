@@ -31,7 +31,7 @@ use super::{
     ends::Ends,
     group::{Group, State},
     merge, needed,
-    outbound::LaneInfo,
+    outbound::{LaneInfo, LaneState},
     quarantine::{self, Held},
     queues::{self, Trimmings},
     room::Room,
@@ -288,12 +288,15 @@ impl Writer {
                 Command::Apply { ticket, .. } => committed = Some(ticket),
                 Command::Merge { reply, .. } => {
                     let merged = answers.pop().unwrap_or(0);
-                    let _gone = reply.send(merged);
+                    let _gone = reply.send(merged as usize);
+                }
+                Command::NewEpoch { reply, .. } => {
+                    let _gone = reply.send(answers.pop().unwrap_or(0));
                 }
                 Command::GiveUp { reply, .. } => {
                     let _gone = reply.send(());
                 }
-                Command::Acked { .. } | Command::Stop { .. } => {}
+                Command::Acked { .. } | Command::Ahead { .. } | Command::Stop { .. } => {}
             }
         }
         self.progress.send_modify(|progress| {
@@ -382,21 +385,31 @@ impl Writer {
         }
     }
 
-    /// Answers how many rows each merge made one, last first, and what was dropped.
+    /// Answers how many rows each merge made one and after which row each epoch began, last first; and what was dropped.
     fn try_commit(
         &mut self,
         group: &[Command],
         marks: &[(u16, Mark)],
-    ) -> Result<(Vec<usize>, Dropped), Error> {
+    ) -> Result<(Vec<u64>, Dropped), Error> {
         self.db.execute_batch("BEGIN IMMEDIATE")?;
-        let mut merged = Vec::new();
+        let mut answers = Vec::new();
+        let mut ahead = Vec::new();
         let mut work = Group::new(&self.db, &mut self.state);
         // Before any row of this group is written: queue entries of new rows are not counted yet, and these would move the
         // messages they point at.
         for command in group {
             match command {
                 Command::Merge { lane, after, .. } => {
-                    merged.push(merge::merge(work.db, work.state, *lane, *after)?);
+                    answers.push(merge::merge(work.db, work.state, *lane, *after)? as u64);
+                }
+                Command::NewEpoch { lane, .. } => {
+                    answers.push(work.state.lane(*lane).map_or(0, LaneState::end_epoch));
+                }
+                Command::Ahead { lane, after, mark } => {
+                    if let Some(lane) = work.state.lane(*lane) {
+                        let n = lane.apply_ahead(work.db, *after, *mark)?;
+                        ahead.push((lane.info.clone(), n));
+                    }
                 }
                 Command::GiveUp { id, range, reason, .. } => {
                     let gone =
@@ -425,8 +438,9 @@ impl Writer {
         self.db.execute_batch("COMMIT")?;
         self.trimmed.add(trimmed);
         count(synced);
-        merged.reverse();
-        Ok((merged, dropped))
+        count(ahead);
+        answers.reverse();
+        Ok((answers, dropped))
     }
 
     /// A full disk may have room again.

@@ -190,10 +190,14 @@ fn ours(tree: &mut Tree, shown: &Shown) {
         for (name, value) in lane_values(&lane) {
             tree.add(&format!("tributary/lanes/{}/{name}", lane.name), value);
         }
+        let drain = lane.drain_s.load(Relaxed);
+        tree.add(&format!("tributary/lanes/{}/drain_s", lane.name), drain);
     }
 }
 
-fn lane_values(lane: &LaneStatus) -> [(&'static str, u64); 7] {
+fn lane_values(lane: &LaneStatus) -> [(&'static str, u64); 12] {
+    let [messages, messages_1m] = &lane.messages_per_s;
+    let [bytes, bytes_1m] = &lane.bytes_per_s;
     [
         ("connected", u64::from(lane.connected.load(Relaxed))),
         ("full", u64::from(lane.full.load(Relaxed))),
@@ -202,5 +206,10 @@ fn lane_values(lane: &LaneStatus) -> [(&'static str, u64); 7] {
         ("oldest_s", age_s(lane)),
         ("synced", lane.synced.get()),
         ("given_up", lane.given_up.get()),
+        ("messages_per_s", messages.get()),
+        ("messages_per_s_1m", messages_1m.get()),
+        ("bytes_per_s", bytes.get()),
+        ("bytes_per_s_1m", bytes_1m.get()),
+        ("catching_up", u64::from(lane.catching_up.load(Relaxed))),
     ]
 }

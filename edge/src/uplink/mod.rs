@@ -9,6 +9,7 @@
 mod pace;
 mod plan;
 mod poison;
+mod progress;
 pub mod sending;
 mod share;
 mod stream;

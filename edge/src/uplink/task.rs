@@ -14,7 +14,8 @@ use tributary_shared::backoff::Backoff;
 
 use super::{
     Settings,
-    sending::{Note, Read, Sending, Step},
+    progress::{self, Line, Progress, Rates},
+    sending::{Note, Read, Sending, Step, Waiting},
     share::LaneShare,
 };
 use crate::{
@@ -41,6 +42,9 @@ pub struct Uplink<D> {
     dial: D,
     stop: CancellationToken,
     sending: Sending,
+    progress: Progress,
+    /// When the progress is looked at next.
+    look: Instant,
     backoff: Backoff,
     /// Confirmations when the backoff was last looked at.
     confirmed: u64,
@@ -66,7 +70,14 @@ impl<D: Dial> Uplink<D> {
         let ms = Duration::from_millis;
         Self {
             backoff: Backoff::new(ms(settings.backoff_min_ms), ms(settings.backoff_max_ms)),
-            sending: Sending::new(settings, lane.status.acked_id.get(), share),
+            sending: Sending::new(
+                settings,
+                &lane.settings.clone().unwrap_or_default(),
+                lane.status.acked_id.get(),
+                share,
+            ),
+            progress: Progress::default(),
+            look: now(),
             confirmed: 0,
             store,
             lane,
@@ -88,6 +99,8 @@ impl<D: Dial> Uplink<D> {
                 Err(why) => End::Lost { why, progress: false },
             };
             self.lane.status.connected.store(false, Relaxed);
+            let rates = self.progress.stop();
+            self.show(rates);
             let wait = match end {
                 End::Stopped => return Ok(()),
                 End::Store(error) => return Err(error),
@@ -118,7 +131,9 @@ impl<D: Dial> Uplink<D> {
         tracing::info!(lane = %self.lane.status.name, epochs = welcome.expect.len(), "connected to the cloud");
         self.lane.status.connected.store(true, Relaxed);
         self.lane.status.connects.add(1);
-        self.sending.connected(welcome, now());
+        let waiting = self.waiting();
+        self.sending.connected(welcome, waiting, now());
+        self.look = now();
         let end = self.serve(&mut link).await.unwrap_or_else(|end| end);
         if let End::Stopped = end {
             self.sending.closed("stopped".to_owned(), None);
@@ -137,6 +152,7 @@ impl<D: Dial> Uplink<D> {
         let mut progress = self.store.progress();
         loop {
             let commits = progress.borrow_and_update().commits;
+            let look = self.look_around();
             match self.sending.next(now(), commits) {
                 Step::Send(upload) => {
                     self.lane.status.sent_bytes.add(upload.payload.len() as u64);
@@ -164,6 +180,13 @@ impl<D: Dial> Uplink<D> {
                 }
                 Step::Say(note) => self.say(&note),
                 Step::End { why, progress } => return Ok(End::Lost { why, progress }),
+                Step::TellAhead(after, mark) => {
+                    self.store.acked_ahead(self.lane.number, after, mark).await?;
+                }
+                Step::NewEpoch => {
+                    let last = self.store.new_epoch(self.lane.number).await?;
+                    self.sending.fresh_after(last, now());
+                }
                 Step::Wait { until, commits } => tokio::select! {
                     () = self.stop.cancelled() => return Ok(End::Stopped),
                     report = link.report() => self.take(report),
@@ -171,6 +194,7 @@ impl<D: Dial> Uplink<D> {
                         return Err(End::Store(Error::Closed));
                     },
                     () = at(until), if until.is_some() => {}
+                    () = at(look), if look.is_some() => {}
                 },
             }
         }
@@ -193,6 +217,65 @@ impl<D: Dial> Uplink<D> {
         }
         self.sending.rows(read, rows, commits);
         Ok(())
+    }
+
+    fn waiting(&self) -> Waiting {
+        let status = &self.lane.status;
+        let oldest = status.oldest_ms.load(Relaxed);
+        let age = tributary_shared::clock::wall_ms().saturating_sub(oldest);
+        Waiting {
+            messages: status.messages.get(),
+            bytes: status.bytes.get(),
+            oldest_s: if oldest == 0 { 0 } else { u64::try_from(age / 1000).unwrap_or(0) },
+        }
+    }
+
+    /// Looks at the progress if it is time to; says when it is next, if there is any.
+    fn look_around(&mut self) -> Option<Instant> {
+        if now() >= self.look {
+            self.look = now() + progress::EVERY;
+            let (rates, line) = self.progress.look(now(), self.sending.done(), self.waiting());
+            self.show(rates);
+            if let Some(line) = line {
+                self.tell(line, rates);
+            }
+        }
+        let active = !self.progress.is_quiet() || self.waiting().messages > 0;
+        active.then_some(self.look)
+    }
+
+    fn show(&self, rates: Rates) {
+        let status = &self.lane.status;
+        for (place, rate) in [rates.short, rates.long].into_iter().enumerate() {
+            if let (Some(messages), Some(bytes)) =
+                (status.messages_per_s.get(place), status.bytes_per_s.get(place))
+            {
+                messages.set(rate.messages);
+                bytes.set(rate.bytes);
+            }
+        }
+        let drain = rates.drain_s.and_then(|seconds| i64::try_from(seconds).ok()).unwrap_or(-1);
+        status.drain_s.store(drain, Relaxed);
+        status.catching_up.store(rates.catching_up, Relaxed);
+    }
+
+    fn tell(&self, line: Line, rates: Rates) {
+        let (lane, waiting) = (&self.lane.status.name, self.waiting());
+        let Waiting { messages, bytes, oldest_s } = waiting;
+        match line {
+            Line::Begins => tracing::info!(
+                %lane, messages, bytes, oldest_s, fresh_first = self.sending.is_divided(),
+                "catching up"
+            ),
+            Line::Goes { done, took } => tracing::info!(
+                %lane, messages, bytes, oldest_s, sent = done.messages, sent_bytes = done.bytes,
+                seconds = took.as_secs(), messages_per_s = rates.short.messages,
+                bytes_per_s = rates.short.bytes, left_s = rates.drain_s, "still catching up"
+            ),
+            Line::Ends { done, took } => tracing::info!(
+                %lane, sent = done.messages, sent_bytes = done.bytes, ?took, "caught up"
+            ),
+        }
     }
 
     fn say(&self, note: &Note) {

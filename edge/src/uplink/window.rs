@@ -45,6 +45,10 @@ impl Window {
         (self.sent, self.bytes)
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// Notes an answer; gives what it is about.
     pub(super) fn answer(&mut self, token: u64, answer: Answer) -> Option<&Entry> {
         let entry = self.entries.iter_mut().find(|entry| entry.token == Some(token))?;
