@@ -75,6 +75,12 @@ pub struct Status {
     pub queue_bytes: Number,
     /// Queue entries on disk.
     pub queue_entries: Number,
+    /// Bytes that the device with the data folder wrote in the last 24 hours, or since the start.
+    pub flash_written_day: Number,
+    /// Days until as much is written as it is good for; 0 = not known.
+    pub flash_life_days: Number,
+    /// How long a commit waits for others now.
+    pub commit_window_ms: Number,
     /// Messages in the quarantine.
     pub quarantine_messages: Number,
     /// Bytes of them.

@@ -79,6 +79,21 @@ fn commits(page: &mut Page, status: &Status) {
         status.queue_bytes.get(),
     );
     page.gauge("queue_stored_messages", "Queue entries on disk", status.queue_entries.get());
+    page.gauge(
+        "flash_written_day_bytes",
+        "Bytes the device with the data folder wrote in the last 24 hours or since the start",
+        status.flash_written_day.get(),
+    );
+    page.gauge(
+        "flash_life_days",
+        "Days until flash_life_gb are written, 0 = not known",
+        status.flash_life_days.get(),
+    );
+    page.gauge(
+        "commit_window_milliseconds",
+        "How long a commit waits for others",
+        status.commit_window_ms.get(),
+    );
     let (messages, bytes) = (&status.quarantine_messages, &status.quarantine_bytes);
     page.gauge("quarantine_messages", "Messages that the cloud refused for good", messages.get());
     page.gauge("quarantine_bytes", "Bytes of them as they are kept", bytes.get());

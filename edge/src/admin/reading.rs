@@ -52,6 +52,11 @@ pub struct Reading {
     /// On the disk with the data folder.
     pub disk_free_bytes: Option<u64>,
     pub memory_bytes: u64,
+    /// By the device with the data folder, in the last 24 hours or since the start.
+    pub flash_written_day_bytes: u64,
+    /// 0 = not known.
+    pub flash_life_days: u64,
+    pub commit_window_ms: u64,
     pub commits: u64,
     /// Sum of their times.
     pub commit_us: u64,
@@ -126,6 +131,9 @@ impl Reading {
             db_bytes: status.db_bytes.get(),
             disk_free_bytes: shown.disk_free(),
             memory_bytes: resident_bytes(),
+            flash_written_day_bytes: status.flash_written_day.get(),
+            flash_life_days: status.flash_life_days.get(),
+            commit_window_ms: status.commit_window_ms.get(),
             commits: status.commits.get(),
             commit_us: status.commit_us.get(),
             lanes,

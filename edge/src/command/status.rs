@@ -131,6 +131,7 @@ fn screen(before: &Reading, now: &Reading, seconds: f64) -> String {
         ("since start", format!("{} in, {} out, {} dropped", now.received, now.sent, now.dropped)),
         ("queues", format!("{} messages, {}", now.queued, bytes(now.queued_bytes))),
         ("disk", format!("{} used, {free} free, {commit} a commit", bytes(now.db_bytes))),
+        ("flash", flash(now)),
         ("quarantine", format!("{} messages, {}", now.quarantined, bytes(now.quarantined_bytes))),
         ("memory", bytes(now.memory_bytes)),
     ] {
@@ -139,6 +140,15 @@ fn screen(before: &Reading, now: &Reading, seconds: f64) -> String {
     lanes(&mut out, before, now, seconds);
     notes(&mut out, now);
     out
+}
+
+fn flash(now: &Reading) -> String {
+    let life = match now.flash_life_days {
+        0 => String::new(),
+        days => format!(", enough for {days} days"),
+    };
+    let written = bytes(now.flash_written_day_bytes);
+    format!("{written} written in 24 h{life}, commits wait {} ms", now.commit_window_ms)
 }
 
 fn lanes(out: &mut String, before: &Reading, now: &Reading, seconds: f64) {

@@ -42,6 +42,7 @@ mod salvage;
 mod sessions;
 #[cfg(test)]
 mod tests;
+mod wear;
 mod writer;
 
 use std::{collections::HashMap, ops::Range, sync::Arc};
@@ -61,8 +62,16 @@ use crate::status::LaneStatus;
 tributary_shared::settings! {
     /// The store: one SQLite file in the data folder.
     pub struct Settings {
-        /// While busy, a commit waits at most this many ms to take more with it. Idle commits never wait.
+        /// While busy, a commit waits at most this many ms to take more with it. Idle commits never wait, unless the flash
+        /// budget is being used up.
         pub commit_window_ms: u64 = 5 => 0..=1000,
+        /// GB (10^9 bytes) that the device with the data folder may write a day, by whomever; 0 = no limit. When it writes
+        /// more, commits, and so acknowledgements, wait up to `commit_window_max_ms` for others.
+        pub flash_budget_gb_per_day: u64 = 0 => 0..=100_000,
+        /// The longest a commit waits for the flash budget, ms. Beyond that the budget is overdrawn, and metrics say so.
+        pub commit_window_max_ms: u64 = 1000 => 0..=60_000,
+        /// GB that the device is good for, as its maker says; 0 = not known. For the projected life in metrics and status.
+        pub flash_life_gb: u64 = 0 => 0..=10_000_000,
         /// Bytes the file may grow to; 0 = one and a quarter of the lanes' and the queues' budgets, and 128 MiB.
         pub max_bytes: u64 = 0,
         /// Bytes that messages waiting for sessions may take where no lane keeps them; beyond that the oldest are dropped from

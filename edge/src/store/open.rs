@@ -1,7 +1,7 @@
 //! Opening the store: folder, lock, ballast, file, threads. [`prepare`] leaves out the threads. A broken file never keeps the edge from starting.
 //!
 //! In: settings. Out: [`Opened`] or [`Prepared`]. A file that SQLite calls corrupt is renamed (never deleted), a new one is begun, and
-//! what can be read of the old one is saved (`salvage`).
+//! what can be read of the old one is saved (`salvage`, `aside`), what is lost at an end is declared (`ends`).
 //! Change here: pragmas, files. Not here: tables (`migrate`).
 
 use std::{
@@ -37,6 +37,7 @@ use super::{
     reader::Reader,
     room::Room,
     salvage, sessions,
+    wear::{Governor, Meter},
     writer::{LOG_BYTES, Writer},
 };
 use crate::{lane, status::Status};
@@ -213,6 +214,15 @@ fn connect_halves(
         looked: Instant::now(),
         outside,
         ends,
+        governor: Governor::new(
+            settings.flash_budget_gb_per_day,
+            Duration::from_millis(settings.commit_window_ms),
+            Duration::from_millis(settings.commit_window_max_ms),
+        ),
+        meter: Meter::of(&plan.dir),
+        began: Instant::now(),
+        committed: Instant::now(),
+        measured: None,
         wal: wal(path),
         log_bytes_max: LOG_BYTES,
         lock,

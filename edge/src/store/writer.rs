@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! what came while the last commit ran --> one transaction --> COMMIT returned --> Progress.committed, answers
-//! idle: at once                          busy: up to `commit_window_ms` for as many again
+//! idle: at once      busy: up to `commit_window_ms` for as many again      flash budget: up to `commit_window_max_ms` (`wear`)
 //! ```
 //! A commit that fails is undone in memory too. A full disk: what was kept free for it is used (`room`), once more, and
 //! then again until there is room, which what the cloud confirms meanwhile may make. Anything else: nothing is acknowledged any more, the thread ends, `app` opens the store anew (a failed fsync leaves a page
@@ -35,6 +35,7 @@ use super::{
     quarantine::{self, Held},
     queues::{self, Trimmings},
     room::Room,
+    wear::{Governor, Meter},
 };
 
 /// At most this often a mark makes a commit of its own.
@@ -54,6 +55,12 @@ const LOG_STEP: u64 = 8 * 1024 * 1024;
 
 /// For readers to be done before the log is cut.
 const LOG_PATIENCE: Duration = Duration::from_millis(200);
+
+/// The device's counter is read at most this often.
+const MEASURE_EVERY: Duration = Duration::from_secs(1);
+
+/// A group of so many changes is worth a commit whatever the governor says.
+const HELD_BACK_MAX: usize = 4000;
 
 /// A commit of at least so many changes means that publishers are busy.
 const BUSY: usize = 64;
@@ -82,6 +89,12 @@ pub struct Writer {
     pub(super) wal: PathBuf,
     /// The log is cut when it is longer.
     pub(super) log_bytes_max: u64,
+    pub(super) governor: Governor,
+    pub(super) meter: Meter,
+    pub(super) began: time::Instant,
+    /// When the last commit was done, and when the device's counter was read.
+    pub(super) committed: time::Instant,
+    pub(super) measured: Option<time::Instant>,
     /// Held as long as the file is open.
     pub(super) lock: File,
 }
@@ -209,8 +222,11 @@ impl Writer {
             Some(Command::Stop { reply }) => return Some(Some(reply)),
             Some(first) => Some(first),
         };
-        let window = Duration::from_millis(self.state.settings.commit_window_ms);
-        let until = time::Instant::now() + window;
+        let window = self.governor.window();
+        let held_back = self.governor.holds_back();
+        // Held back: as if every commit were under way for a whole window. Else only those who are busy wait.
+        let since = if held_back { self.committed } else { time::Instant::now() };
+        let until = since + window;
         let mut size = 0;
         while let Some(command) = next.take() {
             if let Command::Apply { changes, .. } = &command {
@@ -220,7 +236,9 @@ impl Writer {
             next = match self.waiting() {
                 Some(command) => Some(command),
                 // Publishers whose acknowledgements went out with the last commit are about to send as many again.
-                None if last >= BUSY && size < last / 2 && size > 0 => {
+                None if (last >= BUSY && size < last / 2 && size > 0)
+                    || (held_back && size < HELD_BACK_MAX) =>
+                {
                     time::timeout_at(until, self.next()).await.ok().flatten()
                 }
                 None => None,
@@ -271,6 +289,8 @@ impl Writer {
             }
         };
         self.ends.note(&self.state.lanes);
+        self.committed = time::Instant::now();
+        self.measure();
         self.keep_log_short();
         for (why, n) in dropped {
             self.state.status.dropped(why, n);
@@ -364,6 +384,22 @@ impl Writer {
         }
         count(synced);
         Ok(())
+    }
+
+    /// What the device has written tells how long the next commits wait.
+    fn measure(&mut self) {
+        let now = time::Instant::now();
+        if self.measured.is_some_and(|at| now - at < MEASURE_EVERY) {
+            return;
+        }
+        self.measured = Some(now);
+        let Some(total) = self.meter.read() else { return };
+        self.governor.wrote(now - self.began, total);
+        let status = &self.state.status;
+        status.flash_written_day.set(self.governor.written_day());
+        let life = self.governor.life_days(self.state.settings.flash_life_gb);
+        status.flash_life_days.set(life.unwrap_or(0));
+        status.commit_window_ms.set(self.governor.window().as_millis() as u64);
     }
 
     /// A log that is never quite read to its end is never begun anew by SQLite itself: then readers wait a moment.

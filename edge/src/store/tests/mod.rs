@@ -27,6 +27,7 @@ use crate::{
 mod age;
 mod quarantine;
 mod salvage;
+mod wear;
 
 fn plan(dir: &Path) -> Plan {
     let settings = Settings { ballast_bytes: 0, ..Settings::default() };
