@@ -28,7 +28,7 @@ use tributary_shared::{
 
 use crate::{
     bridge::{self, Bridge},
-    mqtt::Clients,
+    mqtt::{self, Clients},
 };
 
 /// Who serves whom. Cheap to clone.
@@ -103,7 +103,7 @@ impl Door {
                 if bridge::is_edge(&opened.connect) {
                     self.bridge.serve(opened, address.to_string(), self.stop).await;
                 } else {
-                    self.clients.serve(opened, address).await;
+                    self.clients.serve(opened, Some(address)).await;
                 }
             }
         }
@@ -115,6 +115,7 @@ impl Door {
         let left = deadline.saturating_duration_since(Instant::now());
         let handshake_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
         let settings = connection::Settings { handshake_ms, ..self.clients.settings().clone() };
+        let from = address;
         let address = address.map(|address| address.to_string()).unwrap_or_default();
         let opened = match handshake(stream, &settings, self.clients.counters()).await {
             Ok(opened) => opened,
@@ -124,7 +125,13 @@ impl Door {
         let (Some(held), Some(id)) = (held, named(&opened, certificate, &address)) else {
             return opened.refuse(Reason::NOT_AUTHORIZED).await;
         };
-        let serving = self.bridge.serve(opened, address, self.stop);
+        let Self { bridge, clients, stop } = self;
+        let serving = async {
+            match bridge::is_edge(&opened.connect) {
+                true => bridge.serve(opened, address, stop).await,
+                false => clients.serve(opened, from).await,
+            }
+        };
         tokio::select! {
             () = serving => {}
             () = held.ended() => tracing::warn!(edge = %id, "an edge is cut off: its certificate has ended, or is not trusted any more"),
@@ -134,7 +141,7 @@ impl Door {
 
 /// The edge that a certificate proves, if it is the one that CONNECT speaks of.
 fn named(opened: &Opened<Stream>, certificate: Certificate, address: &str) -> Option<ByteString> {
-    let said = bridge::edge(&opened.connect);
+    let said = bridge::edge(&opened.connect).or_else(|| mqtt::listening_edge(&opened.connect));
     match (certificate, said) {
         (Certificate::Named(name), Some(said)) if name == said => return Some(name),
         (Certificate::Named(certificate), Some(said)) => {

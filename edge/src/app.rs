@@ -9,6 +9,7 @@
 //! Not here: settings (`config`), signals (`main`), what the parts do.
 
 use std::{
+    collections::HashMap,
     io::Write as _,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -37,6 +38,7 @@ use crate::{
     admin,
     broker::Broker,
     config::Config,
+    downlink::{Downlink, Takers},
     enrol::Identity,
     link::{Address, Batches, Caller, Dial, Plain},
     listen::{self, Door},
@@ -166,7 +168,7 @@ async fn run(
     stop: &CancellationToken,
     ready: impl FnOnce(mpsc::WeakSender<Incoming>),
 ) -> Result<(), AppError> {
-    let Opened { store, journal, restored, threads, .. } = opened;
+    let Opened { store, journal, restored, followed, threads } = opened;
     let clock = Clock::start();
     let state = State::new(config.session.clone(), Fanout::AtOnce, restored, clock.now());
     let access = shown.access();
@@ -188,7 +190,7 @@ async fn run(
     let door = Door { context, identities: access.identities.clone(), clock };
     let mut parts = JoinSet::new();
     let (tell, told) = watch::channel(Vec::new());
-    let (_own, _down, inbox) = own::inbox();
+    let (_own, down, inbox) = own::inbox();
     parts.spawn(async move { broker.run(queue, told, inbox).await.map_err(AppError::from) });
     let (source, telling, telling_stop) = (shown.clone(), config.sys.clone(), clients_stop.clone());
     parts.spawn(async move {
@@ -199,6 +201,12 @@ async fn run(
         listen::serve(listeners, gate, door).await;
         Ok(())
     });
+    if let Some(downlink) = downlink(config, followed, down, status, &clients_stop)? {
+        parts.spawn(async move {
+            downlink.run().await;
+            Ok(())
+        });
+    }
     let uplinks_stop = CancellationToken::new();
     let mut uplinks = start_uplinks(config, &store, &uplinks_stop)?;
     status.serving.store(true, Relaxed);
@@ -243,6 +251,39 @@ fn ended_early(
     }
 }
 
+/// Who connects to the cloud, and to which; `None`: there is none.
+fn caller(config: &Config, lane: &str) -> Result<Option<Caller>, AppError> {
+    let settings = &config.uplink;
+    let Ok(address) = Address::parse(&settings.cloud) else { return Ok(None) };
+    Ok(Some(Caller {
+        address,
+        edge_id: config.id.clone(),
+        lane: lane.to_owned(),
+        connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
+        keep_alive: Duration::from_secs(u64::from(settings.keep_alive_s)),
+        login: settings.login().map_err(AppError::Config)?,
+        identity: Identity::new(config),
+    }))
+}
+
+fn downlink(
+    config: &Config,
+    followed: HashMap<u64, u64>,
+    broker: own::Downward,
+    status: &Arc<Status>,
+    stop: &CancellationToken,
+) -> Result<Option<Downlink>, AppError> {
+    let Some(caller) = caller(config, "")?.filter(|_| config.downlink.enabled) else {
+        return Ok(None);
+    };
+    status.down.listening.store(true, Relaxed);
+    let (settings, _none) = mpsc::channel(1);
+    let (status, stop) = (status.clone(), stop.clone());
+    let settings_of = (&config.downlink, &config.uplink);
+    let takers = Takers { broker, settings };
+    Ok(Some(Downlink::new(caller, settings_of, followed, takers, status, stop)))
+}
+
 /// One task a lane.
 fn start_uplinks(
     config: &Config,
@@ -251,20 +292,9 @@ fn start_uplinks(
 ) -> Result<JoinSet<Result<(), AppError>>, AppError> {
     let mut uplinks = JoinSet::new();
     let settings = &config.uplink;
-    let Ok(address) = Address::parse(&settings.cloud) else { return Ok(uplinks) };
-    let login = settings.login().map_err(AppError::Config)?;
     let share = Share::new(settings.bytes_per_s);
-    let identity = Identity::new(config);
     for lane in store.lanes() {
-        let caller = Caller {
-            address: address.clone(),
-            edge_id: config.id.clone(),
-            lane: lane.status.name.clone(),
-            connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
-            keep_alive: Duration::from_secs(u64::from(settings.keep_alive_s)),
-            login: login.clone(),
-            identity: identity.clone(),
-        };
+        let Some(caller) = caller(config, &lane.status.name)? else { return Ok(uplinks) };
         let part = Part { store: store.clone(), lane: lane.clone(), share: share.lane() };
         match settings.format {
             Format::Batches => start_uplink(&mut uplinks, part, Batches(caller), settings, stop),

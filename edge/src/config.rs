@@ -4,7 +4,7 @@
 
 use tributary_shared::{auth, connection, net, session, telemetry};
 
-use crate::{lane, store, sys, uplink};
+use crate::{downlink, lane, store, sys, uplink};
 
 tributary_shared::settings! {
     /// Addresses without TLS. Port 0 picks a free one.
@@ -46,6 +46,8 @@ tributary_shared::settings! {
         pub lanes: Vec<lane::Settings> = Vec::new(),
         /// The way to the cloud.
         pub uplink: uplink::Settings = uplink::Settings::default(),
+        /// Commands from the cloud to devices.
+        pub downlink: downlink::Settings = downlink::Settings::default(),
         /// What the edge tells clients about itself, below `$SYS/broker/`.
         pub sys: sys::Settings = sys::Settings::default(),
         /// Log lines, on stderr.
@@ -79,6 +81,7 @@ impl Config {
                 return Err(format!("two lanes are named `{}`", lane.name));
             }
         }
+        self.downlink.check_all()?;
         self.uplink.check_all()
     }
 }

@@ -49,7 +49,7 @@ pub struct Place {
 }
 
 /// What is to be published.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Publication {
     /// Where to.
     pub topic: ByteString,

@@ -93,6 +93,8 @@ pub struct Status {
     pub salvaged_files: Number,
     /// Listener is open and the broker runs.
     pub serving: AtomicBool,
+    /// Commands from the cloud.
+    pub down: DownStatus,
     drops: Mutex<BTreeMap<&'static str, u64>>,
     lanes: Mutex<Vec<Arc<LaneStatus>>>,
 }
@@ -191,6 +193,27 @@ impl Rights {
         let labels = ["connect", "publish", "subscribe", "revoked", "delivery", "will", "delayed"];
         labels.into_iter().zip(self.0.iter().map(Number::get))
     }
+}
+
+/// Numbers of commands from the cloud, since the process started.
+#[derive(Debug, Default)]
+pub struct DownStatus {
+    /// The edge listens for them.
+    pub listening: AtomicBool,
+    /// The connection is up.
+    pub connected: AtomicBool,
+    /// Connections made.
+    pub connects: Number,
+    /// Messages received, settings and repeats included.
+    pub received: Number,
+    /// Repeats of what was on disk.
+    pub duplicates: Number,
+    /// Came when their time was over.
+    pub expired: Number,
+    /// Came under a topic that devices cannot get.
+    pub unusable: Number,
+    /// Not on disk yet, and so not acknowledged.
+    pub waiting: Number,
 }
 
 /// One lane's numbers.

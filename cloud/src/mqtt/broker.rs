@@ -35,7 +35,7 @@ use tributary_shared::{
 };
 
 use super::{
-    Head, append, door,
+    Head, append, door, down,
     load::Load,
     numbers::count,
     pipeline::{Group, Pipeline},
@@ -56,12 +56,16 @@ const CHANGES_AT_ONCE: usize = 1_000;
 const RECORDS_UNSAVED: u64 = 10_000;
 /// or so long.
 const CURSORS_EVERY: Duration = Duration::from_secs(5);
+/// What waits for edges is counted so often: it means a look at every session.
+const WAITING_EVERY: Duration = Duration::from_secs(5);
 /// Loads that read at the same time.
 const LOADS_AT_ONCE: usize = 8;
 
 /// What the task knows of a connection.
 struct Link {
     outbox: Outbox,
+    /// It is this edge's, for commands.
+    edge: Option<Box<str>>,
 }
 
 /// Why what is in memory is no longer what is stored.
@@ -88,6 +92,7 @@ enum Next {
     Done(Result<Result<Done, LogError>, tokio::task::JoinError>),
     Tick,
     SaveCursors,
+    Look,
 }
 
 /// The task's data.
@@ -150,6 +155,7 @@ impl<'a> Broker<'a> {
         stop: &CancellationToken,
     ) -> Result<(), Broken> {
         let mut save = tokio::time::interval(CURSORS_EVERY);
+        let mut look = tokio::time::interval(WAITING_EVERY);
         loop {
             let room = self.pipeline.has_room();
             let wake = self.wake();
@@ -161,6 +167,7 @@ impl<'a> Broker<'a> {
                 Some(done) = self.work.join_next(), if room => Next::Done(done),
                 () = sleep_until(wake), if room && self.wake_ms.is_some() => Next::Tick,
                 _ = save.tick(), if room && self.records_unsaved > 0 => Next::SaveCursors,
+                _ = look.tick() => Next::Look,
             };
             match next {
                 Next::Stop | Next::Incoming(None) => return self.stop().await,
@@ -187,6 +194,10 @@ impl<'a> Broker<'a> {
                     self.flush(false).await?;
                 }
                 Next::SaveCursors => self.flush(true).await?,
+                Next::Look => {
+                    let edge = |id: &str| down::edge_of(id).map(str::to_owned);
+                    self.head.numbers.set_waiting(self.state.waiting_for(edge));
+                }
             }
             self.head.numbers.set_stats(self.state.stats());
         }
@@ -220,8 +231,12 @@ impl<'a> Broker<'a> {
 
     async fn take(&mut self, item: Incoming) -> Result<(), Broken> {
         match item {
-            Incoming::Connect { connection, connect, peer, outbox } => {
-                self.links.insert(connection, Link { outbox });
+            Incoming::Connect { connection, mut connect, peer, outbox } => {
+                let edge: Option<Box<str>> = down::edge(&connect).map(Into::into);
+                if edge.is_some() {
+                    down::reserve(&mut connect);
+                }
+                self.links.insert(connection, Link { outbox, edge });
                 self.decide(Event::Connect { connection, connect, peer });
             }
             Incoming::Packets(connection, packets) => {
@@ -248,9 +263,17 @@ impl<'a> Broker<'a> {
                 Some(reason) => Event::Refused { connection, publish: Box::new(publish), reason },
             };
             self.decide(event);
-        } else {
-            self.decide(Event::Packet { connection, packet });
+            return Ok(());
         }
+        let edge = self.links.get(&connection).and_then(|link| link.edge.as_deref());
+        let event = match (packet, edge) {
+            (Packet::Subscribe(subscribe), Some(edge)) => {
+                let (refused, subscribe) = (down::refused(edge, &subscribe), Box::new(subscribe));
+                Event::RefusedFilters { connection, subscribe, refused }
+            }
+            (packet, _) => Event::Packet { connection, packet },
+        };
+        self.decide(event);
         Ok(())
     }
 
@@ -262,7 +285,8 @@ impl<'a> Broker<'a> {
     ) -> Result<Option<Reason>, Broken> {
         let Some(to) = self.state.destination(connection, publish) else { return Ok(None) };
         let topic = to.topic;
-        if door::is_closed(&topic) {
+        let edge = self.links.get(&connection).is_some_and(|link| link.edge.is_some());
+        if edge || door::is_closed(&topic) {
             return Ok(Some(Reason::NOT_AUTHORIZED));
         }
         match self.head.routing.place(&self.head.log, &topic).await {
@@ -293,12 +317,16 @@ impl<'a> Broker<'a> {
                 continue;
             }
             let mut message = to_message(&record, &stream.name);
+            let place = MessageRef(partition.0, offset.unsigned_abs());
+            if !down::mark(&record, place, &mut message) {
+                self.head.numbers.dropped("not_authorized");
+                continue;
+            }
             if message.retain {
                 // It stays in memory for long and must not keep its whole batch there.
                 message.payload = Bytes::copy_from_slice(&message.payload);
             }
-            let stored = Some(MessageRef(partition.0, offset.unsigned_abs()));
-            self.decide(Event::Message { message: Arc::new(message), stored });
+            self.decide(Event::Message { message: Arc::new(message), stored: Some(place) });
             if self.out.changes.len() >= CHANGES_AT_ONCE {
                 self.flush(false).await?;
             }
@@ -414,6 +442,12 @@ impl<'a> Broker<'a> {
     fn send(&mut self, connection: ConnectionId, outgoing: Outgoing) {
         let Some(link) = self.links.get(&connection) else { return };
         let message = matches!(outgoing, Outgoing::Publish(_));
+        let outgoing = match outgoing {
+            Outgoing::Publish(delivery) if link.edge.is_some() => {
+                Outgoing::Publish(down::with_place(delivery))
+            }
+            other => other,
+        };
         match link.outbox.send(outgoing) {
             Ok(()) if message => count(&self.head.numbers.sent),
             Ok(()) => {}

@@ -136,7 +136,10 @@ impl Bodies<'_> {
             self.batches.insert(partition, (batch.header().base_offset, records));
         }
         let record = self.kept(partition, offset);
-        Ok(record.map(|record| Arc::new(to_message(record, &stream.name))))
+        Ok(record.map(|record| {
+            let place = Some(MessageRef(partition.0, offset.unsigned_abs()));
+            Arc::new(Message { place, ..to_message(record, &stream.name) })
+        }))
     }
 
     fn kept(&self, partition: PartitionId, offset: Offset) -> Option<&Record> {

@@ -12,6 +12,7 @@
 mod append;
 mod broker;
 mod door;
+mod down;
 mod load;
 mod numbers;
 mod pipeline;
@@ -35,6 +36,7 @@ use tributary_shared::{
     session::{self, event::Peer},
 };
 
+pub use self::down::edge as listening_edge;
 use self::{
     broker::{Broken, Broker},
     numbers::{Numbers, count},
@@ -52,6 +54,8 @@ const INCOMING: usize = 64;
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Name whose home shard holds the head's state.
 const HOME: &str = "mqtt";
+/// Commands wait in sessions of gateways that may be away for weeks.
+const SESSION_EXPIRY_S: u32 = 30 * 86_400;
 /// The longest packet there is.
 const PACKET_MAX: usize = 268_435_460;
 
@@ -59,7 +63,7 @@ tributary_shared::settings! {
     /// MQTT clients at the cloud.
     pub struct Settings {
         /// Limits of MQTT sessions.
-        pub session: session::Settings = session::Settings::default(),
+        pub session: session::Settings = session::Settings { session_expiry_s: SESSION_EXPIRY_S, ..Default::default() },
         /// MQTT connections: what a peer may cost before and after its CONNECT.
         pub connection: connection::Settings = connection::Settings::default(),
     }
@@ -92,15 +96,16 @@ impl Clients {
     }
 
     /// Serves one client from after its CONNECT to the end of the connection.
-    pub async fn serve<S>(&self, opened: Opened<S>, address: SocketAddr)
+    pub async fn serve<S>(&self, opened: Opened<S>, address: Option<SocketAddr>)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         // A will is published without being asked about again.
-        if opened.connect.will.as_ref().is_some_and(|will| door::is_closed(&will.topic)) {
+        let closed = |topic| door::is_closed(topic) || down::edge(&opened.connect).is_some();
+        if opened.connect.will.as_ref().is_some_and(|will| closed(&will.topic)) {
             return opened.refuse(Reason::NOT_AUTHORIZED).await;
         }
-        let peer = Peer { principal: None, address: Some(address), proof: None };
+        let peer = Peer { principal: None, address, proof: None };
         run(opened, peer, &self.context).await;
     }
 }

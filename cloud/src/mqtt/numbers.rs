@@ -12,6 +12,9 @@ use tributary_shared::{connection::Counters, net::Gate, session::Stats};
 
 use crate::status::Page;
 
+/// Edges whose waiting commands are shown one by one.
+const EDGES: usize = 10_000;
+
 /// Counts since the start, and how things are now.
 #[derive(Debug, Default)]
 pub(super) struct Numbers {
@@ -25,6 +28,8 @@ pub(super) struct Numbers {
     pub(super) restored: AtomicU64,
     stats: Mutex<Stats>,
     dropped: Mutex<BTreeMap<&'static str, u64>>,
+    /// Edge -> messages; those with none are not in it.
+    waiting: Mutex<BTreeMap<String, u64>>,
 }
 
 /// Adds one.
@@ -40,6 +45,12 @@ impl Numbers {
 
     pub(super) fn set_stats(&self, stats: Stats) {
         *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
+    }
+
+    /// What waits for edges now.
+    pub(super) fn set_waiting(&self, waiting: impl Iterator<Item = (String, u64)>) {
+        let waiting = waiting.filter(|(_, messages)| *messages > 0).take(EDGES).collect();
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = waiting;
     }
 
     /// Writes all of them.
@@ -78,6 +89,15 @@ impl Numbers {
             ("tributary_mqtt_retained_bytes", "Bytes of retained messages", stats.retained_bytes),
         ] {
             page.gauge(name, help, &[], value as u64);
+        }
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        for (edge, messages) in waiting.iter() {
+            page.gauge(
+                "tributary_down_waiting",
+                "Commands that wait for an edge or are in flight to it",
+                &[("edge", edge)],
+                *messages,
+            );
         }
         let dropped = self.dropped.lock().unwrap_or_else(PoisonError::into_inner);
         for (why, number) in dropped.iter() {

@@ -19,6 +19,8 @@ use tributary_shared::{
     record::{BatchBuilder, Compression, Header, Record},
 };
 
+mod down;
+
 use super::*;
 use crate::{
     engine::memory::MemoryEngine,
@@ -71,7 +73,7 @@ impl Cloud {
         let clients = self.clients.clone();
         self.tasks.spawn(async move {
             let opened = handshake(server, clients.settings(), clients.counters()).await.unwrap();
-            clients.serve(opened, "127.0.0.1:1".parse().unwrap()).await;
+            clients.serve(opened, Some("127.0.0.1:1".parse().unwrap())).await;
         });
         let reader = Reader::client(Version::V5, 1 << 20);
         let mut client = Client { stream, reader, buffer: BytesMut::new() };

@@ -48,9 +48,26 @@ pub(super) fn render(shown: &Shown) -> String {
         page.gauge("disk_free_bytes", "Bytes free on the disk with the data folder", free);
     }
     lanes(&mut page, status);
+    commands(&mut page, status);
     connections(&mut page, shown);
     access(&mut page, shown);
     page.0
+}
+
+fn commands(page: &mut Page, status: &Status) {
+    let down = &status.down;
+    let connected = u64::from(down.connected.load(Relaxed));
+    page.gauge("down_connected", "1 while the cloud is listened to for commands", connected);
+    page.counter("down_connects_total", "Connections made for commands", down.connects.get());
+    page.counter("down_received_total", "Messages from the cloud", down.received.get());
+    let help = "Messages from the cloud that were on disk already";
+    page.counter("down_duplicates_total", help, down.duplicates.get());
+    let help = "Commands whose time was over when they came";
+    page.counter("down_expired_total", help, down.expired.get());
+    let help = "Messages from the cloud under topics that devices cannot get";
+    page.counter("down_unusable_total", help, down.unusable.get());
+    let help = "Messages from the cloud that are not on disk yet";
+    page.gauge("down_waiting", help, down.waiting.get());
 }
 
 fn messages(page: &mut Page, status: &Status) {

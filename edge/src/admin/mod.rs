@@ -38,7 +38,7 @@ use tributary_shared::{
     },
 };
 
-pub use reading::{Lane, Reading};
+pub use reading::{Commands, Lane, Reading};
 
 use crate::{
     access::Access,
@@ -112,6 +112,10 @@ impl Shown {
             if lane.full.load(Relaxed) {
                 notes.push(format!("lane {}: full, publishers are refused", lane.name));
             }
+        }
+        let down = &self.status.down;
+        if down.listening.load(Relaxed) && !down.connected.load(Relaxed) {
+            notes.push("commands: not connected to the cloud".to_owned());
         }
         if self.access.stale.load(Relaxed) {
             notes.push(

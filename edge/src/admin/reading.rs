@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tributary_shared::recent::{self, Problem};
 
 use super::{Shown, age_s, drain_s, metrics::resident_bytes};
-use crate::status::{LaneStatus, Number};
+use crate::status::{DownStatus, LaneStatus, Number};
 
 /// The edge now.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +61,8 @@ pub struct Reading {
     /// Sum of their times.
     pub commit_us: u64,
     pub lanes: Vec<Lane>,
+    /// From the cloud; `None`: it is not listened to.
+    pub commands: Option<Commands>,
     /// What is not well now.
     pub notes: Vec<String>,
     /// What was warned of, the latest first.
@@ -137,8 +139,35 @@ impl Reading {
             commits: status.commits.get(),
             commit_us: status.commit_us.get(),
             lanes,
+            commands: status.down.listening.load(Relaxed).then(|| Commands::take(&status.down)),
             notes: unfit.into_iter().chain(notes).collect(),
             problems: recent::problems(),
+        }
+    }
+}
+
+/// Commands now.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Commands {
+    pub connected: bool,
+    pub received: u64,
+    pub duplicates: u64,
+    /// Came when their time was over.
+    pub expired: u64,
+    /// Not on disk yet.
+    pub waiting: u64,
+}
+
+impl Commands {
+    fn take(down: &DownStatus) -> Self {
+        Self {
+            connected: down.connected.load(Relaxed),
+            received: down.received.get(),
+            duplicates: down.duplicates.get(),
+            expired: down.expired.get(),
+            waiting: down.waiting.get(),
         }
     }
 }

@@ -14,7 +14,7 @@ use clap::Args;
 use tokio::time::sleep;
 
 use super::{Failed, http, say, serve::Serve};
-use crate::admin::{Lane, Reading};
+use crate::admin::{Commands, Lane, Reading};
 
 /// Lines of recent problems.
 const PROBLEMS: usize = 6;
@@ -136,6 +136,15 @@ fn screen(before: &Reading, now: &Reading, seconds: f64) -> String {
         ("memory", bytes(now.memory_bytes)),
     ] {
         let _ = writeln!(out, "{name:<12} {text}");
+    }
+    if let Some(commands) = &now.commands {
+        let Commands { received, duplicates, expired, waiting, .. } = commands;
+        let state = if commands.connected { "connected" } else { "NOT CONNECTED" };
+        let _ = writeln!(
+            out,
+            "{:<12} {state}, {received} received, {duplicates} twice, {expired} too late, {waiting} not on disk yet",
+            "commands"
+        );
     }
     lanes(&mut out, before, now, seconds);
     notes(&mut out, now);

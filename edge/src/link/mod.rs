@@ -4,6 +4,7 @@
 //! Dial::dial -> Link + Welcome     Link::send(upload) -> token 0, 1, 2 ...     Link::report -> Answered(token, ..) | Closed
 //! batches    one PUBLISH a record batch, to a cloud that knows epochs and sequences
 //! plain      one PUBLISH a message, to any MQTT 5 broker
+//! down       the other way: messages of the cloud, acknowledged by hand
 //! tls        below both: what is shown and trusted, and errors in words
 //! ```
 //! A link is a pipe and nothing more: it may lose what is under way when it ends, it never resends, and what is sent stays
@@ -12,6 +13,7 @@
 //! Change here: what a connection is to the uplink. Not here: what to send or resend (`uplink`), MQTT (the files below).
 
 mod batches;
+mod down;
 mod plain;
 pub mod reasons;
 pub(crate) mod tls;
@@ -22,6 +24,7 @@ use bytes::Bytes;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 
 pub use batches::Batches;
+pub use down::{Down, Filter, Listening};
 pub use plain::Plain;
 
 use crate::enrol::Identity;

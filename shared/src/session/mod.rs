@@ -214,6 +214,15 @@ impl State {
         })
     }
 
+    /// Messages of QoS 1 and 2 that some sessions wait for or have in flight: those whose client id `name` gives a name.
+    pub fn waiting_for(
+        &self,
+        name: impl Fn(&str) -> Option<String>,
+    ) -> impl Iterator<Item = (String, u64)> {
+        let sessions = self.sessions.values();
+        sessions.filter_map(move |one| Some((name(&one.client_id)?, one.queue.messages())))
+    }
+
     /// Any packet but the first. One of a connection that is closed already is passed over.
     fn packet(&mut self, connection: ConnectionId, packet: Packet, now: Now, out: &mut Decision) {
         self.heard(connection, now);
