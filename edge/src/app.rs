@@ -5,7 +5,8 @@
 //! stop:  no new connections, clients told -> broker has everything durable -> uplinks say goodbye -> store closed
 //! ```
 //! When the store fails while it is in use, everything but the HTTP port is stopped and built again on a store opened
-//! anew: clients reconnect and send again what was never acknowledged. If that fails too, the process ends.
+//! anew: clients reconnect and send again what was never acknowledged. If that fails too, the process ends. The same is done
+//! when the cloud has pushed settings; if the edge cannot be started with them it goes back to those before.
 //! Not here: settings (`config`), signals (`main`), what the parts do.
 
 use std::{
@@ -38,12 +39,13 @@ use crate::{
     admin,
     broker::Broker,
     config::Config,
-    downlink::{Downlink, Takers},
+    downlink::{Document, Downlink, Takers},
     enrol::Identity,
     link::{Address, Batches, Caller, Dial, Plain},
     listen::{self, Door},
     notify::Manager,
     own,
+    pushed::{self, Compose, Pushed},
     status::Status,
     store::{self, After, Opened, Plan, Store},
     sys,
@@ -90,7 +92,8 @@ pub enum AppError {
 
 /// Runs until `stop`, or until a part fails. `changed`: settings as they are read again.
 pub async fn serve(
-    config: Config,
+    mut config: Config,
+    compose: Compose,
     changed: watch::Receiver<Config>,
     stop: CancellationToken,
 ) -> Result<(), AppError> {
@@ -104,13 +107,7 @@ pub async fn serve(
     let admin_listener = net::bind(admin_at, "listen.admin")?;
     let admin_at = admin_listener.local_addr().unwrap_or(admin_at);
     let admin_stop = stop.child_token();
-    let mut plan = Plan {
-        dir: config.data.clone().into(),
-        edge_id: config.id.clone(),
-        lanes: config.active_lanes(),
-        settings: config.store.clone(),
-        after: After::Start,
-    };
+    let mut plan = plan(&config);
     let opened = open(&plan, &status).await?;
     let shown = admin::Shown::new(&config, status.clone(), access.clone());
     let following = access.clone().follow(changed, admin_stop.clone());
@@ -121,12 +118,26 @@ pub async fn serve(
     let (alive, watched) = watch::channel(None);
     let beating = manager.clone().beat(watched, admin_stop.clone());
     let beating = tributary_shared::tasks::critical("notify", &admin_stop, beating);
+    let (pushed, mut ends) = Pushed::new(config.clone(), compose, status.clone());
+    let pushed =
+        tributary_shared::tasks::critical("pushed", &admin_stop, pushed.run(admin_stop.clone()));
     let mut next = Some((bound, opened));
+    // To go back to, when the edge cannot be started with what the cloud has pushed.
+    let mut before: Option<Config> = None;
     let outcome = loop {
         let began = Instant::now();
         let (bound, opened) = match next.take() {
             Some(first) => first,
-            None => (bind(&mut listeners)?, open(&plan, &status).await?),
+            None => match (bind(&mut listeners), open(&plan, &status).await, before.take()) {
+                (Ok(bound), Ok(opened), _) => (bound, opened),
+                (_, Err(error), Some(good)) => {
+                    // Its task ends only with this one.
+                    let _gone = ends.failed.send(error.to_string()).await;
+                    (config, plan) = (good.clone(), self::plan(&good));
+                    (bind(&mut listeners)?, open(&plan, &status).await?)
+                }
+                (bound, opened, _) => (bound?, opened?),
+            },
         };
         let ready = |broker| {
             alive.send_replace(Some(broker));
@@ -134,7 +145,25 @@ pub async fn serve(
             say_ready(&listeners, admin_at, &config.id, &status);
         };
         let open = listeners.iter().cloned().zip(bound).collect();
-        match run(&config, open, opened, &status, &shown, &stop, ready).await {
+        let life = stop.child_token();
+        let outcome = {
+            let told = (ends.documents.clone(), ends.state.clone());
+            let running = run(&config, open, opened, &status, &shown, told, &life, ready);
+            tokio::pin!(running);
+            tokio::select! {
+                outcome = &mut running => outcome,
+                Ok(()) = ends.apply.changed() => {
+                    life.cancel();
+                    running.await
+                }
+            }
+        };
+        match outcome {
+            Ok(()) | Err(AppError::Stop) if life.is_cancelled() && !stop.is_cancelled() => {
+                let new = ends.apply.borrow_and_update().clone();
+                plan = self::plan(&new);
+                before = Some(std::mem::replace(&mut config, new));
+            }
             Err(AppError::Store(error))
                 if !stop.is_cancelled()
                     && (began.elapsed() > STEADY || status.store_reopened.get() == 0) =>
@@ -148,8 +177,18 @@ pub async fn serve(
     };
     admin_stop.cancel();
     // Late or not, the process ends next.
-    let _late = timeout(PART_STOP, async { tokio::join!(http, following, beating) }).await;
+    let _late = timeout(PART_STOP, async { tokio::join!(http, following, beating, pushed) }).await;
     outcome
+}
+
+fn plan(config: &Config) -> Plan {
+    Plan {
+        dir: config.data.clone().into(),
+        edge_id: config.id.clone(),
+        lanes: config.active_lanes(),
+        settings: config.store.clone(),
+        after: After::Start,
+    }
 }
 
 async fn open(plan: &Plan, status: &Arc<Status>) -> Result<Opened, store::Error> {
@@ -165,10 +204,12 @@ async fn run(
     opened: Opened,
     status: &Arc<Status>,
     shown: &admin::Shown,
+    (documents, settings): (mpsc::Sender<Document>, watch::Receiver<pushed::State>),
     stop: &CancellationToken,
     ready: impl FnOnce(mpsc::WeakSender<Incoming>),
 ) -> Result<(), AppError> {
     let Opened { store, journal, restored, followed, threads } = opened;
+    status.begin(store.lanes());
     let clock = Clock::start();
     let state = State::new(config.session.clone(), Fanout::AtOnce, restored, clock.now());
     let access = shown.access();
@@ -190,7 +231,12 @@ async fn run(
     let door = Door { context, identities: access.identities.clone(), clock };
     let mut parts = JoinSet::new();
     let (tell, told) = watch::channel(Vec::new());
-    let (_own, down, inbox) = own::inbox();
+    let (own, down, inbox) = own::inbox();
+    let (reporting, edge) = (clients_stop.clone(), config.id.clone());
+    parts.spawn(async move {
+        pushed::report(own, edge, settings, reporting).await;
+        Ok(())
+    });
     parts.spawn(async move { broker.run(queue, told, inbox).await.map_err(AppError::from) });
     let (source, telling, telling_stop) = (shown.clone(), config.sys.clone(), clients_stop.clone());
     parts.spawn(async move {
@@ -201,7 +247,7 @@ async fn run(
         listen::serve(listeners, gate, door).await;
         Ok(())
     });
-    if let Some(downlink) = downlink(config, followed, down, status, &clients_stop)? {
+    if let Some(downlink) = downlink(config, followed, (down, documents), status, &clients_stop)? {
         parts.spawn(async move {
             downlink.run().await;
             Ok(())
@@ -269,7 +315,7 @@ fn caller(config: &Config, lane: &str) -> Result<Option<Caller>, AppError> {
 fn downlink(
     config: &Config,
     followed: HashMap<u64, u64>,
-    broker: own::Downward,
+    (broker, settings): (own::Downward, mpsc::Sender<Document>),
     status: &Arc<Status>,
     stop: &CancellationToken,
 ) -> Result<Option<Downlink>, AppError> {
@@ -277,7 +323,6 @@ fn downlink(
         return Ok(None);
     };
     status.down.listening.store(true, Relaxed);
-    let (settings, _none) = mpsc::channel(1);
     let (status, stop) = (status.clone(), stop.clone());
     let settings_of = (&config.downlink, &config.uplink);
     let takers = Takers { broker, settings };
@@ -356,7 +401,7 @@ fn bind(listeners: &mut [Listener]) -> Result<Vec<Bound>, ListenError> {
 
 /// The one line on stdout; once a process.
 fn say_ready(listeners: &[Listener], admin: SocketAddr, id: &str, status: &Status) {
-    if status.store_reopened.get() > 0 {
+    if status.lives.get() > 1 {
         return;
     }
     let mut line = serde_json::json!({ "admin": admin.to_string(), "id": id });

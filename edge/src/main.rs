@@ -1,6 +1,6 @@
 //! Arguments, settings, start, wait for a signal; no logic.
 
-use std::{io::Write as _, path::PathBuf, process::ExitCode};
+use std::{io::Write as _, path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::{Args, Parser, Subcommand};
 use tokio::sync::watch;
@@ -16,6 +16,7 @@ use tributary_edge::{
         sub::Sub,
     },
     config::Config,
+    pushed,
 };
 use tributary_shared::{config::ConfigError, program, telemetry};
 
@@ -144,10 +145,16 @@ fn run(serve: &Serve) -> Result<(), Box<dyn std::error::Error>> {
         let (send, changed) = watch::channel(config.clone());
         let reloads = program::at_hangup(|| reload(serve, &send))?;
         tokio::select! {
-            outcome = app::serve(config, changed, stop) => Ok(outcome?),
+            outcome = app::serve(config, compose(serve), changed, stop) => Ok(outcome?),
             never = reloads => match never {},
         }
     })
+}
+
+/// Settings with those that come from the cloud.
+fn compose(serve: &Serve) -> pushed::Compose {
+    let serve = serve.clone();
+    Arc::new(move |tables| serve.with(tables).map_err(|error| error.to_string()))
 }
 
 /// Reads the settings again; bad ones change nothing.

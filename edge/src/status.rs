@@ -13,6 +13,8 @@ use std::{
 
 use tributary_shared::session::{Denied, Stats};
 
+use crate::{pushed, store::LaneHandle};
+
 /// A number that only grows, or a gauge.
 #[derive(Debug, Default)]
 pub struct Number(AtomicU64);
@@ -95,6 +97,9 @@ pub struct Status {
     pub serving: AtomicBool,
     /// Commands from the cloud.
     pub down: DownStatus,
+    /// Times that broker, uplinks and store were built.
+    pub lives: Number,
+    settings: Mutex<pushed::State>,
     drops: Mutex<BTreeMap<&'static str, u64>>,
     lanes: Mutex<Vec<Arc<LaneStatus>>>,
 }
@@ -122,6 +127,25 @@ impl Status {
     /// All drops by reason.
     pub fn drops(&self) -> BTreeMap<&'static str, u64> {
         self.drops.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How it stands with settings from the cloud.
+    pub fn settings(&self) -> pushed::State {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on.
+    pub fn set_settings(&self, state: pushed::State) {
+        *self.settings.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    /// A store was opened with these lanes: others are no more, and none is connected yet.
+    pub fn begin(&self, lanes: &[LaneHandle]) {
+        let mut all = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|lane| lanes.iter().any(|kept| kept.status.name == lane.name));
+        all.iter().for_each(|lane| lane.connected.store(false, Relaxed));
+        self.down.connected.store(false, Relaxed);
+        self.lives.add(1);
     }
 
     /// The lanes, once the store is open.

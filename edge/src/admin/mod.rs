@@ -43,6 +43,7 @@ pub use reading::{Commands, Lane, Reading};
 use crate::{
     access::Access,
     config::Config,
+    pushed::Phase,
     status::{LaneStatus, Status},
 };
 
@@ -116,6 +117,11 @@ impl Shown {
         let down = &self.status.down;
         if down.listening.load(Relaxed) && !down.connected.load(Relaxed) {
             notes.push("commands: not connected to the cloud".to_owned());
+        }
+        let settings = self.status.settings();
+        if let (Phase::Refused | Phase::RolledBack, Some(why)) = (settings.state, settings.reason) {
+            let version = settings.refused.unwrap_or_default();
+            notes.push(format!("settings from the cloud {version} are not in force: {why}"));
         }
         if self.access.stale.load(Relaxed) {
             notes.push(

@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 use tributary_shared::recent::{self, Problem};
 
 use super::{Shown, age_s, drain_s, metrics::resident_bytes};
-use crate::status::{DownStatus, LaneStatus, Number};
+use crate::{
+    pushed,
+    status::{DownStatus, LaneStatus, Number},
+};
 
 /// The edge now.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +66,8 @@ pub struct Reading {
     pub lanes: Vec<Lane>,
     /// From the cloud; `None`: it is not listened to.
     pub commands: Option<Commands>,
+    /// From the cloud.
+    pub settings: pushed::State,
     /// What is not well now.
     pub notes: Vec<String>,
     /// What was warned of, the latest first.
@@ -139,6 +144,7 @@ impl Reading {
             commits: status.commits.get(),
             commit_us: status.commit_us.get(),
             lanes,
+            settings: status.settings(),
             commands: status.down.listening.load(Relaxed).then(|| Commands::take(&status.down)),
             notes: unfit.into_iter().chain(notes).collect(),
             problems: recent::problems(),

@@ -2,12 +2,13 @@
 //!
 //! Change here: a flag for a setting. Not here: settings (`config`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use toml::Table;
 use tributary_shared::config::{ConfigError, Loader};
 
-use crate::config::Config;
+use crate::{config::Config, pushed};
 
 /// Flags override environment variables (TRIBUTARY_SECTION__KEY), which override the settings file, which overrides the
 /// defaults.
@@ -37,11 +38,22 @@ pub struct Serve {
 }
 
 impl Serve {
-    /// All settings; read again at each call.
+    /// All settings, those that the cloud has pushed included as far as they hold; read again at each call.
     pub fn config(&self) -> Result<Config, ConfigError> {
+        let plain = self.with(&[])?;
+        let pushed = pushed::candidates(Path::new(&plain.data));
+        let mut good = pushed.iter().filter_map(|tables| self.with(tables).ok());
+        Ok(good.find(|config| config.check().is_ok()).unwrap_or(plain))
+    }
+
+    /// All settings with `pushed` ones after the file.
+    pub fn with(&self, pushed: &[Table]) -> Result<Config, ConfigError> {
         let mut loader = Loader::new();
         if let Some(path) = &self.config {
             loader = loader.file(path)?;
+        }
+        for table in pushed {
+            loader = loader.table("settings from the cloud", table.clone())?;
         }
         loader = loader
             .environment()?

@@ -50,6 +50,8 @@ tributary_shared::settings! {
         /// Topic filters of the cloud whose messages devices get under the topics they have there. What is published there to
         /// `tributary/{id}/down/{topic}` always comes, as `{topic}`.
         pub filters: Vec<String> = Vec::new(),
+        /// Seconds in which the cloud must be reached with settings that it has pushed; without that the ones before hold again.
+        pub confirm_s: u64 = 600 => 5..=86_400,
         /// Commands that may be under way to the disk; the cloud sends no more.
         pub receive_maximum: u16 = 20 => 1..=24,
         /// Bytes of the longest command; the cloud drops longer ones and counts them.
@@ -312,7 +314,9 @@ impl Downlink {
 
 fn filters(topics: &Topics, settings: &Settings) -> Vec<Filter> {
     let commands = [topics.down_filter()].into_iter().chain(settings.filters.iter().cloned());
-    commands.map(|filter| Filter { filter, retained_again: false }).collect()
+    let of_settings = topics.settings().iter().cloned();
+    let filter = |retained_again| move |filter| Filter { filter, retained_again };
+    commands.map(filter(false)).chain(of_settings.map(filter(true))).collect()
 }
 
 /// Waits for the first of them; false: it never will be durable.

@@ -72,6 +72,13 @@ impl<T: Default + Serialize + DeserializeOwned + Documented> Loader<T> {
         Ok(self)
     }
 
+    /// Takes settings that were read elsewhere; `name` stands for where in errors.
+    pub fn table(mut self, name: &str, table: Table) -> Result<Self, ConfigError> {
+        read::<T>(&table).map_err(|message| ConfigError::Key { name: name.to_owned(), message })?;
+        merge(&mut self.values, table);
+        Ok(self)
+    }
+
     /// Takes the process's environment variables that start with `TRIBUTARY_`.
     pub fn environment(self) -> Result<Self, ConfigError> {
         self.variables(std::env::vars_os().filter_map(|(name, value)| {

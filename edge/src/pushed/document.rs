@@ -1,0 +1,119 @@
+//! A document with settings from the cloud. Pure.
+//!
+//! ```toml
+//! version = "7"          # any text or number; told back with the outcome
+//! [[lanes]]              # keys of the settings file, those that may be pushed
+//! name = "normal"
+//! ```
+//! Change here: which keys may be pushed. Not here: what they mean (`config`), when they are taken (`pushed`).
+
+use toml::{Table, Value};
+use tributary_shared::config::Loader;
+
+use crate::config::Config;
+
+/// Bytes of a document.
+const LONGEST: usize = 64 * 1024;
+/// Characters of a version.
+const VERSION: usize = 64;
+
+/// What may be pushed: a section, and which of its keys; none = all. Never who this edge is, where it keeps its data, whom
+/// it lets in, and which cloud it belongs to.
+const ALLOWED: [(&str, &[&str]); 6] = [
+    ("lanes", &[]),
+    ("session", &[]),
+    ("store", &[]),
+    ("sys", &[]),
+    ("downlink", &["filters", "receive_maximum", "packet_bytes"]),
+    (
+        "uplink",
+        &[
+            "window_batches",
+            "window_bytes",
+            "ack_timeout_ms",
+            "connect_timeout_ms",
+            "backoff_min_ms",
+            "backoff_max_ms",
+            "bytes_per_s",
+            "give_ups_per_hour",
+            "keep_alive_s",
+        ],
+    ),
+];
+
+/// One that may be taken, as far as it alone can tell.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Document {
+    pub(super) version: String,
+    pub(super) settings: Table,
+}
+
+/// Reads it; says what is wrong in one sentence that names the key.
+pub(super) fn read(text: &str) -> Result<Document, String> {
+    if text.len() > LONGEST {
+        return Err(format!("longer than {LONGEST} bytes"));
+    }
+    let mut settings: Table = toml::from_str(text).map_err(|error| one_line(&error.to_string()))?;
+    let version = match settings.remove("version") {
+        Some(Value::String(text)) if (1..=VERSION).contains(&text.chars().count()) => text,
+        Some(Value::Integer(number)) => number.to_string(),
+        Some(_) => return Err(format!("`version` must be a number or 1 to {VERSION} characters")),
+        None => return Err("`version` is missing".to_owned()),
+    };
+    // Unknown keys and bad values, as in a settings file.
+    let known = Loader::<Config>::new().table("settings", settings.clone());
+    known.map_err(|error| one_line(&error.to_string()))?;
+    for (section, value) in &settings {
+        let allowed = ALLOWED.iter().find(|(name, _)| name == section);
+        let Some((_, keys)) = allowed else {
+            return Err(format!("`{section}` cannot be set from the cloud"));
+        };
+        let mut set = value.as_table().into_iter().flat_map(Table::keys);
+        if let Some(key) = set.find(|key| !keys.is_empty() && !keys.contains(&key.as_str())) {
+            return Err(format!("`{section}.{key}` cannot be set from the cloud"));
+        }
+    }
+    Ok(Document { version, settings })
+}
+
+fn one_line(text: &str) -> String {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_and_limits_may_be_pushed_with_a_version() {
+        let document = read(
+            "version = 7\n[uplink]\nwindow_batches = 4\n[session]\nqueue_messages = 5\n[[lanes]]\nname = 'a'\n",
+        )
+        .unwrap();
+        assert_eq!(document.version, "7");
+        assert_eq!(document.settings.len(), 3);
+        assert_eq!(read("version = 'v 1.2'").unwrap().version, "v 1.2");
+    }
+
+    #[test]
+    fn what_may_not_be_pushed_is_named() {
+        for (text, why) in [
+            ("[uplink]\nwindow_batches = 4", "`version` is missing"),
+            ("version = ''", "`version` must be"),
+            ("version = 1\nid = 'gw2'", "`id` cannot be set from the cloud"),
+            ("version = 1\ndata = '/tmp'", "`data` cannot be set"),
+            ("version = 1\n[listen]\nmqtt = ''", "`listen` cannot be set"),
+            ("version = 1\n[auth]\npassword_file = 'x'", "`auth` cannot be set"),
+            ("version = 1\n[uplink]\ncloud = 'mqtt://x'", "`uplink.cloud` cannot be set"),
+            ("version = 1\n[uplink]\nkey = '/etc/passwd'", "`uplink.key` cannot be set"),
+            ("version = 1\n[downlink]\nenabled = false", "`downlink.enabled` cannot be set"),
+            ("version = 1\n[uplink]\nwindw_batches = 4", "windw_batches"),
+            ("version = 1\n[uplink]\nwindow_batches = 0", "`uplink.window_batches` = 0"),
+            ("version = 1\n[uplink", "line 2"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(why) && !error.contains('\n'), "{text}: {error}");
+        }
+        assert!(read(&format!("version = 1\n#{}", "x".repeat(LONGEST))).is_err());
+    }
+}
