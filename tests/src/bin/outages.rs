@@ -5,12 +5,13 @@
 //! `outages bridge KILLS CUTS [lying] [SEED]`: devices, edge, cloud and all readers; a line a round. `lying`: the edge's disk only says
 //! that it synced.
 //! `outages points EDGE CLOUD`: so many system calls of each at which it is killed; likewise.
+//! `outages outage MESSAGES`: an edge in 64 MiB takes so many while there is no cloud, is killed once, and drains.
 //! Exit code 2 where the machine cannot do it, 1 where a promise was not kept.
 
 use std::process::ExitCode;
 
 use tributary_tests::{
-    bridge::Plan,
+    bridge::{Backlog, Plan},
     outage::{Broker, Fault, Outage},
     say,
 };
@@ -36,6 +37,9 @@ fn main() -> ExitCode {
             plan.verbose = true;
             plan.run().map(|outcome| (json(&outcome), outcome.is_broken()))
         }
+        ["outage", messages] => Backlog::new(number(messages) as u64)
+            .run()
+            .map(|outcome| (json(&outcome), outcome.is_broken())),
         [fault @ ("kill" | "cut"), count, rest @ ..] => broker(fault, number(count), rest)
             .run()
             .map(|outcome| (json(&outcome), outcome.is_broken())),

@@ -3,9 +3,10 @@
 //! Holds: a run ([`Plan`]) and its rounds. A round: devices publish, the edge sends on, a Kafka consumer reads; after a random
 //! number of acknowledgements the fault; whoever fell starts again. At the end everything drains and all readers are compared
 //! with the devices' books. In: which faults, how many. Out: [`Outcome`]. Change here: what a round is, which faults there are.
-//! Parts: `message` (what is sent), `load` (devices), `readers`, `books` (the checker).
+//! Parts: `backlog` (a long outage instead of many), `points` (crash points), `message` (what is sent), `load` (devices), `readers`, `books` (the checker).
 //! Not here: sessions, queues and retained messages of one edge (`outage`); how many rounds, and what is asked (`tests/`, `bin/`).
 
+mod backlog;
 mod bits;
 mod books;
 mod load;
@@ -23,6 +24,7 @@ use tempfile::TempDir;
 use tributary_shared::mqtt::Qos;
 
 pub use self::{
+    backlog::{Backlog, Drained},
     books::{Books, Verdict, View},
     load::{Publisher, Station},
     message::Message,
