@@ -6,7 +6,7 @@
 //!
 //! Change here: what CONNECT says, how an upload becomes a PUBLISH, what a reason code means.
 
-use std::{collections::HashMap, sync::LazyLock};
+use std::{collections::HashMap, sync::LazyLock, time::Duration};
 
 use rumqttc::{
     Outgoing,
@@ -213,9 +213,17 @@ impl Tokens {
                 self.taken |= answer == Answer::Done;
                 Some(Report::Answered(token, answer))
             }
+            Event::Incoming(Packet::Disconnect(said)) => retry_after(&said).map(Report::RetryAfter),
             _ => None,
         }
     }
+}
+
+/// Of a cloud that has too much to do. rumqttc shows no properties of a CONNACK that refuses.
+fn retry_after(said: &Disconnect) -> Option<Duration> {
+    let properties = said.properties.iter().flat_map(|p| &p.user_properties);
+    let mut found = properties.filter(|(name, _)| name == "retry-after-s");
+    Some(Duration::from_secs(found.next()?.1.parse().ok()?))
 }
 
 /// What the cloud said when it ended the connection.
@@ -225,11 +233,14 @@ fn last_words(event: &Event) -> Option<String> {
     };
     let words = properties.as_ref().and_then(|p| p.reason_string.as_deref());
     let words = words.map(|words| format!(": {}", shown(words)));
+    let server = properties.as_ref().and_then(|p| p.server_reference.as_deref());
+    let server = server.map(|server| format!("; it names the server {}", shown(server)));
     let code = *reason_code as u8;
     Some(format!(
-        "the cloud ended it with {code:#04x}, {}{}",
+        "the cloud ended it with {code:#04x}, {}{}{}",
         reasons::words(code),
-        words.unwrap_or_default()
+        words.unwrap_or_default(),
+        server.unwrap_or_default()
     ))
 }
 

@@ -118,6 +118,8 @@ pub enum Answer {
 pub enum Report {
     /// The answer to a token.
     Answered(u64, Answer),
+    /// Once the connection is gone, the next is not to be made before this has passed.
+    RetryAfter(Duration),
     /// The connection is gone. `refused`: a reason code for the oldest unanswered publish, which rumqttc cannot read.
     Closed {
         /// Why.

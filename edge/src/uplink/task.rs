@@ -23,6 +23,9 @@ use crate::{
     store::{Error, LaneHandle, Store},
 };
 
+/// A cloud that says to stay away is believed up to this.
+const RETRY_MAX: Duration = Duration::from_mins(15);
+
 /// What a lane's task works with.
 #[derive(Debug)]
 pub struct Part {
@@ -46,6 +49,8 @@ pub struct Uplink<D> {
     /// When the progress is looked at next.
     look: Instant,
     backoff: Backoff,
+    /// The cloud said how long to stay away.
+    retry_after: Option<Duration>,
     /// Confirmations when the backoff was last looked at.
     confirmed: u64,
 }
@@ -79,6 +84,7 @@ impl<D: Dial> Uplink<D> {
             progress: Progress::default(),
             look: now(),
             confirmed: 0,
+            retry_after: None,
             store,
             lane,
             dial,
@@ -108,7 +114,7 @@ impl<D: Dial> Uplink<D> {
                     if progress {
                         self.backoff.reset();
                     }
-                    let wait = self.wait();
+                    let wait = self.wait().max(self.retry_after.take().unwrap_or_default());
                     tracing::warn!(lane = %self.lane.status.name, why, ?wait, "no connection to the cloud");
                     wait
                 }
@@ -203,6 +209,7 @@ impl<D: Dial> Uplink<D> {
     fn take(&mut self, report: Report) {
         match report {
             Report::Answered(token, answer) => self.sending.answered(token, answer, now()),
+            Report::RetryAfter(wait) => self.retry_after = Some(wait.min(RETRY_MAX)),
             Report::Closed { why, refused } => self.sending.closed(why, refused),
         }
     }

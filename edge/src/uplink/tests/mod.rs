@@ -28,7 +28,7 @@ use tributary_shared::{
     message::Message,
     mqtt::{
         Packet, Qos, Reader, Reason, Version,
-        packet::{Ack, ConnAck, ConnAckProperties, Publish, PublishProperties},
+        packet::{Ack, ConnAck, ConnAckProperties, Disconnect, Publish, PublishProperties},
         write::{Encoded, write},
     },
     record::Batch,
@@ -58,6 +58,8 @@ enum Act {
     Say(u8),
     /// As the rule says, after so many ms.
     Late(u64),
+    /// Not durable; the connection ends, and this edge is to come back in a second.
+    Busy,
 }
 
 #[derive(Default)]
@@ -133,6 +135,15 @@ async fn serve(
                         count += 1;
                         let answer = match what {
                             Act::CutBefore => break 'connection,
+                            Act::Busy => {
+                                let disconnect = Packet::Disconnect(Disconnect {
+                                    user_properties: vec![("retry-after-s".into(), "1".into())],
+                                    ..Disconnect::new(Reason(0x97))
+                                });
+                                write(&disconnect, Version::V5, &mut output);
+                                stream.write_all(&output).await.unwrap();
+                                break 'connection;
+                            }
                             Act::Say(code) => Ack::new(publish.packet_id.unwrap(), Reason(code)),
                             _ => follow(&mut seen.lock().unwrap(), &publish),
                         };

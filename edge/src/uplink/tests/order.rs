@@ -169,3 +169,15 @@ async fn a_cloud_may_take_more_or_less_at_once_with_every_connection() {
     assert_eq!(seen.records, numbers(60));
     assert!(seen.connects.len() > 5, "{}", seen.connects.len());
 }
+
+#[tokio::test]
+async fn a_cloud_that_says_when_to_come_back_is_believed() {
+    let began = std::time::Instant::now();
+    let (_dir, cloud, mut edge) = setup(|n, _| if n == 0 { Act::Busy } else { Act::Follow }).await;
+    edge.publish(0, 3).await;
+    edge.drained().await;
+    // Its own wait is 20 ms at most.
+    assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
+    edge.stop().await;
+    assert_eq!(cloud.seen.lock().unwrap().records, numbers(3));
+}
