@@ -33,6 +33,7 @@ mod migrate;
 mod needed;
 mod open;
 mod outbound;
+mod pages;
 mod parts;
 mod quarantine;
 mod queues;

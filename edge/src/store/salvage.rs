@@ -3,15 +3,16 @@
 //! In: the file that was put aside, a new empty store. Out: rows, with their old ids, epochs and sequences, so that what
 //! the cloud has already is known to it. Batches whose CRC does not match are left out; what is missing between
 //! batches is declared to the cloud by `uplink`, which sees the hole.
+//! Where a page on the way to rows is damaged, all pages are looked through (`pages`).
 //! Change here: how rows are found in a broken tree.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use rusqlite::{Connection, OpenFlags, params_from_iter, types::Value};
 use tributary_shared::record::{Batch, mqtt::header};
 
-use super::{Error, lane_start, outbound::unsigned, reader::UNPACKED_MAX};
+use super::{Error, lane_start, outbound::unsigned, pages, reader::UNPACKED_MAX};
 
 /// Tables copied row by row, with the order that lets both ends be read when the middle is broken.
 const TABLES: [(&str, &str); 11] = [
@@ -36,13 +37,35 @@ const ROWS: u64 = 1000;
 
 /// Copies what it can; what it cannot is logged.
 pub(super) fn salvage(from: &Path, to: &Connection) {
-    match try_salvage(from, to) {
-        Ok(batches) => tracing::warn!(batches, "what could be read of the damaged store was saved"),
-        Err(error) => tracing::error!(%error, "not all of the damaged store could be read"),
+    let mut saved = match copy_all(from, to) {
+        Ok(saved) => saved,
+        Err(error) => {
+            tracing::error!(%error, "sqlite cannot read the damaged store");
+            Saved { batches: 0, whole: false }
+        }
+    };
+    if !saved.whole {
+        match copy_pages(from, to) {
+            Ok(batches) => saved.batches += batches,
+            Err(error) => tracing::error!(%error, "not all pages of the damaged store were read"),
+        }
+    }
+    match settle(to) {
+        Ok(()) => {
+            let batches = saved.batches;
+            tracing::warn!(batches, "what could be read of the damaged store was saved");
+        }
+        Err(error) => tracing::error!(%error, "what was saved of the damaged store is in disorder"),
     }
 }
 
-fn try_salvage(from: &Path, to: &Connection) -> Result<u64, Error> {
+/// Batches that were saved, and whether no page on the way to them was damaged.
+struct Saved {
+    batches: u64,
+    whole: bool,
+}
+
+fn copy_all(from: &Path, to: &Connection) -> Result<Saved, Error> {
     // Writable: its write-ahead log may have to be replayed.
     let old = Connection::open_with_flags(from, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     for (table, order) in TABLES {
@@ -64,10 +87,58 @@ fn try_salvage(from: &Path, to: &Connection) -> Result<u64, Error> {
     lanes.extend(0..=LANES);
     lanes.sort_unstable();
     lanes.dedup();
-    let mut batches = 0;
+    let mut saved = Saved { batches: 0, whole: true };
     for lane in lanes {
-        batches += copy_batches(&old, to, lane)?;
+        let of_lane = copy_batches(&old, to, lane)?;
+        saved.batches += of_lane.batches;
+        saved.whole &= of_lane.whole;
     }
+    Ok(saved)
+}
+
+/// What the tree does not lead to any more.
+fn copy_pages(from: &Path, to: &Connection) -> Result<u64, Error> {
+    let folder = |cause| Error::Folder { path: from.to_owned(), cause: Arc::new(cause) };
+    let (mut batches, mut failed) = (0, Ok(()));
+    to.execute_batch("BEGIN IMMEDIATE")?;
+    let scanned = pages::scan(from, |found| {
+        if failed.is_ok() {
+            failed = copy_found(to, &found).map(|new| batches += new);
+        }
+    });
+    to.execute_batch("COMMIT")?;
+    scanned.map_err(folder)?;
+    failed.map(|()| batches)
+}
+
+/// Answers how many rows are new.
+fn copy_found(to: &Connection, found: &pages::Found) -> Result<u64, Error> {
+    let acked = "SELECT 1 FROM lane WHERE number = ?1 AND acked_id >= ?2";
+    let lane = (found.id >> 48) as u16;
+    if to.prepare_cached(acked)?.exists([i64::from(lane), found.id as i64])? {
+        return Ok(0);
+    }
+    name_lane(to, lane, found.body.as_deref())?;
+    let new = to
+        .prepare_cached(
+            "INSERT OR IGNORE INTO batch(id, epoch, s, n, bytes, made_ms, reason, body)
+             VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        )?
+        .execute((
+            found.id as i64,
+            found.epoch,
+            found.s as i64,
+            found.n as i64,
+            found.bytes,
+            found.made_ms,
+            &found.reason,
+            found.body.as_deref(),
+        ))?;
+    Ok(new as u64)
+}
+
+/// Leaves out what belongs to nothing; everything is counted again.
+fn settle(to: &Connection) -> Result<(), Error> {
     to.execute_batch(
         "BEGIN IMMEDIATE;
          DELETE FROM queue WHERE session NOT IN (SELECT id FROM session);
@@ -79,7 +150,7 @@ fn try_salvage(from: &Path, to: &Connection) -> Result<u64, Error> {
          UPDATE lane SET upto = acked_id, batches = 0, messages = 0, bytes = 0;
          COMMIT",
     )?;
-    Ok(batches)
+    Ok(())
 }
 
 fn copy_table(old: &Connection, to: &Connection, table: &str, order: &str) -> Result<(), Error> {
@@ -110,7 +181,7 @@ struct Row {
     values: Vec<Value>,
 }
 
-fn copy_batches(old: &Connection, to: &Connection, lane: u16) -> Result<u64, Error> {
+fn copy_batches(old: &Connection, to: &Connection, lane: u16) -> Result<Saved, Error> {
     let mut select =
         old.prepare("SELECT * FROM batch WHERE id > ?1 AND id < ?2 ORDER BY id LIMIT 1")?;
     let mut insert = to.prepare("INSERT OR IGNORE INTO batch VALUES(?,?,?,?,?,?,?,?)")?;
@@ -122,11 +193,13 @@ fn copy_batches(old: &Connection, to: &Connection, lane: u16) -> Result<u64, Err
         Ok(Some(Row { id: unsigned(row, 0)?, values }))
     };
     let (mut after, mut copied, mut step) = (lane_start(lane), 0_u64, 1_u64);
+    let mut whole = true;
     to.execute_batch("BEGIN IMMEDIATE")?;
     while after < end {
         match next(after) {
             // Broken here: jump further each time, then walk back to the first row that can be read.
             Err(_) => {
+                whole = false;
                 after = after.saturating_add(step);
                 step = step.saturating_mul(2);
             }
@@ -138,7 +211,11 @@ fn copy_batches(old: &Connection, to: &Connection, lane: u16) -> Result<u64, Err
             Ok(Some(row)) => {
                 after = row.id;
                 if is_sound(&row) {
-                    name_lane(to, lane, &row)?;
+                    let body = match row.values.last() {
+                        Some(Value::Blob(body)) => Some(&body[..]),
+                        _ => None,
+                    };
+                    name_lane(to, lane, body)?;
                     insert.execute(params_from_iter(row.values))?;
                     copied += 1;
                     if copied.is_multiple_of(ROWS) {
@@ -149,7 +226,7 @@ fn copy_batches(old: &Connection, to: &Connection, lane: u16) -> Result<u64, Err
         }
     }
     to.execute_batch("COMMIT")?;
-    Ok(copied)
+    Ok(Saved { batches: copied, whole })
 }
 
 /// Between a start that cannot be read and one that can: the lowest that can.
@@ -175,21 +252,21 @@ fn is_sound(row: &Row) -> bool {
 }
 
 /// A lane whose row was lost gets it back from what its records say.
-fn name_lane(to: &Connection, lane: u16, row: &Row) -> Result<(), Error> {
+fn name_lane(to: &Connection, lane: u16, body: Option<&[u8]>) -> Result<(), Error> {
     if lane == super::LOCAL
         || to.prepare_cached("SELECT 1 FROM lane WHERE number = ?1")?.exists([lane])?
     {
         return Ok(());
     }
-    let said = match row.values.last() {
-        Some(Value::Blob(body)) => Batch::parse(Bytes::copy_from_slice(body))
+    let said = match body {
+        Some(body) => Batch::parse(Bytes::copy_from_slice(body))
             .and_then(|batch| batch.records(UNPACKED_MAX))
             .ok()
             .and_then(|records| {
                 let name = records.first()?.header(header::EDGE_LANE)?.clone();
                 String::from_utf8(name.to_vec()).ok()
             }),
-        _ => None,
+        None => None,
     };
     let name = said.unwrap_or_else(|| format!("lane-{lane}"));
     to.execute("INSERT OR IGNORE INTO lane VALUES(?1, ?2, 0, 0, 0, 0, 0)", (lane, name))?;

@@ -135,18 +135,14 @@ async fn whatever_page_is_damaged_what_is_readable_stays_and_the_rest_is_declare
     let dir = tempfile::tempdir().unwrap();
     let before = filled(dir.path()).await;
     let pages = pages(dir.path());
-    let whole = fs::read(dir.path().join("edge.db")).unwrap();
-    for page in (0..pages).step_by(9).chain(pages - 4..pages) {
+    for page in (0..24).chain((24..pages).step_by(13)).chain(pages - 4..pages) {
         let copy = crash(dir.path());
         fs::copy(dir.path().join("ends"), copy.path().join("ends")).unwrap();
         damage(copy.path(), page..page + 1);
         let store = Harness::open(&damaged(copy.path()));
         let kept = check(&before, &store.rows().await);
-        // Through the first page, an inner one, and those of the schema SQLite finds everything else.
-        let bytes = &whole[page * 4096..(page + 1) * 4096];
-        let schema = bytes.windows(12).any(|text| text == b"CREATE TABLE");
-        let through = page == 0 || bytes[0] == 5 || schema;
-        assert!(through || kept > 180, "page {page}: {kept}");
+        // One page has at most two rows and parts of two more.
+        assert!(kept as u64 >= ROWS - 4, "page {page}: {kept}");
         store.stop().await;
     }
 }
