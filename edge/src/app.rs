@@ -41,7 +41,7 @@ use crate::{
     config::Config,
     downlink::{Document, Downlink, Takers},
     enrol::Identity,
-    link::{Address, Batches, Caller, Dial, Plain},
+    link::{Address, Batches, Caller, Care, Dial, Plain},
     listen::{self, Door},
     notify::Manager,
     own,
@@ -344,7 +344,8 @@ fn start_uplinks(
         match settings.format {
             Format::Batches => start_uplink(&mut uplinks, part, Batches(caller), settings, stop),
             Format::Mqtt => {
-                let plain = Plain { caller, prefix: settings.prefix.clone() };
+                let plain =
+                    Plain { caller, prefix: settings.prefix.clone(), care: Care::default() };
                 start_uplink(&mut uplinks, part, plain, settings, stop);
             }
         }

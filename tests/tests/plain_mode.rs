@@ -8,6 +8,7 @@ use tributary_tests::{
     Checker, Device, Edge,
     checker::payload,
     differential::mosquitto::{Mosquitto, free_address, installed},
+    http_get,
 };
 
 const PLAIN: [&str; 8] = [
@@ -95,4 +96,38 @@ fn a_message_keeps_its_topic_properties_and_retain_flag() {
     let mut late = Device::connect_persistent(broker.address, "late").expect("connect");
     late.subscribe("site-7/#", Qos::AtLeastOnce).expect("subscribe");
     assert!(late.message().expect("retained").retain);
+}
+
+#[test]
+fn a_message_that_the_broker_refuses_is_put_aside_and_the_others_go_on() {
+    let binary = installed().expect("mosquitto is installed by scripts/install");
+    let folder = tempfile::tempdir().expect("folder");
+    let rights = folder.path().join("rights");
+    std::fs::write(&rights, "topic readwrite site-7/open/#\n").expect("written");
+    let more = format!("{MORE}\nacl_file {}", rights.display());
+    let address = free_address();
+    let data = folder.path().join("edge");
+    let mut edge = Edge::start_with(&data, "gw1", Some(address), &PLAIN);
+    let mut device = Device::connect(edge.mqtt, "d").expect("connect");
+    let topic = |seq: u64| if seq == 70 { "closed/d" } else { "open/d" };
+    let messages = (0..200).map(|seq| (topic(seq).to_owned(), payload("d", seq).into()));
+    device.publish_all(messages, 100, |_| ()).expect("published");
+    edge.process.kill();
+    let broker = Mosquitto::start_at(address, &binary, &more);
+    let mut subscriber = Device::connect_persistent(broker.address, "backend").expect("connect");
+    subscriber.subscribe("site-7/#", Qos::AtLeastOnce).expect("subscribe");
+    let edge = edge.restart();
+    let mut checker = Checker::default();
+    for seq in (0..200).filter(|seq| *seq != 70) {
+        // More than once is allowed.
+        (0..10).for_each(|_| checker.sent("d", seq));
+        checker.acked("d", seq);
+    }
+    while !checker.complete() {
+        checker.read(&subscriber.message().expect("the others go on").payload);
+    }
+    let verdict = checker.verdict();
+    assert_eq!((verdict.lost, verdict.strange), (0, 0), "{verdict:?}");
+    let metrics = http_get(edge.admin, "/metrics");
+    assert!(metrics.contains("given_up_total{lane=\"normal\"} 1\n"), "{metrics}");
 }

@@ -25,7 +25,7 @@ use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 
 pub use batches::Batches;
 pub use down::{Down, Filter, Listening};
-pub use plain::Plain;
+pub use plain::{Care, Plain};
 
 use crate::enrol::Identity;
 

@@ -8,6 +8,9 @@
 //! as they came, the expiry is what is left of it, and what has expired is not sent. What the edge gave up is told as a message
 //! to `{prefix}tributary/{edge}/lost/{lane}`. An upload is refused with the worst code that any of its messages got.
 //!
+//! Some brokers (mosquitto 2.0) close the connection right behind a refusal, and with much under way the refusal is lost in
+//! the reset. So after a few connections that brought no answer at all, messages go one at a time for a while.
+//!
 //! Change here: what a message looks like to a foreign broker. Not here: TLS and what CONNECT says (`batches`).
 
 use std::{
@@ -53,6 +56,10 @@ const AROUND: usize = 64;
 /// MQTT 5, 3.3.2.1: longest topic.
 const TOPIC_MAX: usize = 65_535;
 
+/// Connections in a row without an answer, after which messages go one at a time; and how many of them do.
+const FRUITLESS: u32 = 3;
+const CAREFUL: u32 = 256;
+
 /// Reason codes, MQTT 5, 2.4.
 const TOPIC_NAME_INVALID: u8 = 0x90;
 const PACKET_TOO_LARGE: u8 = 0x95;
@@ -65,6 +72,49 @@ pub struct Plain {
     pub caller: Caller,
     /// Before every topic.
     pub prefix: String,
+    /// What the connections so far were like.
+    pub care: Care,
+}
+
+/// Whether messages go one at a time; shared by the connections of a lane.
+#[derive(Debug, Clone, Default)]
+pub struct Care(Arc<Mutex<Experience>>);
+
+#[derive(Debug, Default)]
+struct Experience {
+    /// Connections in a row that ended with messages under way and no upload answered.
+    fruitless: u32,
+    /// Messages that still go one at a time.
+    careful: u32,
+}
+
+impl Care {
+    fn state(&self) -> MutexGuard<'_, Experience> {
+        // Numbers only: whole whatever panicked elsewhere.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_careful(&self) -> bool {
+        self.state().careful > 0
+    }
+
+    fn answered(&self, answer: Answer) {
+        let mut state = self.state();
+        state.careful = match answer {
+            Answer::Never(_) => CAREFUL,
+            _ => state.careful.saturating_sub(1),
+        };
+    }
+
+    /// A connection ended with messages under way; `fruit`: an upload was answered before. Single messages do not count:
+    /// in a reset some answers are lost and some are not.
+    fn lost(&self, fruit: bool) {
+        let mut state = self.state();
+        state.fruitless = if fruit { 0 } else { state.fruitless + 1 };
+        if state.fruitless >= FRUITLESS {
+            state.careful = CAREFUL;
+        }
+    }
 }
 
 impl Dial for Plain {
@@ -83,11 +133,12 @@ impl Dial for Plain {
         }
         let (uploads, queue) = mpsc::channel(UPLOADS);
         let (news, reports) = mpsc::channel(UPLOADS);
-        let shared = Shared::default();
+        let shared = Shared { books: Arc::default(), care: self.care.clone() };
         let in_flight = said.and_then(|said| said.receive_max).map_or(IN_FLIGHT, usize::from);
+        let room = if self.care.is_careful() { 1 } else { in_flight.clamp(1, IN_FLIGHT) };
         let feeder = Feeder {
             client,
-            room: Arc::new(Semaphore::new(in_flight.clamp(1, IN_FLIGHT))),
+            room: Arc::new(Semaphore::new(room)),
             shared: shared.clone(),
             news: news.clone(),
             prefix: self.prefix.clone(),
@@ -128,8 +179,11 @@ impl Pipe for Sender {
 }
 
 /// Which message belongs to which upload: the feeder adds, the pump takes.
-#[derive(Clone, Default)]
-struct Shared(Arc<Mutex<Books>>);
+#[derive(Clone)]
+struct Shared {
+    books: Arc<Mutex<Books>>,
+    care: Care,
+}
 
 #[derive(Default)]
 struct Books {
@@ -138,6 +192,8 @@ struct Books {
     /// By packet id.
     sent: HashMap<u16, (u64, OwnedSemaphorePermit)>,
     uploads: HashMap<u64, Left>,
+    /// Uploads answered on this connection.
+    reported: u64,
 }
 
 /// What an upload still waits for.
@@ -145,37 +201,53 @@ struct Books {
 struct Left {
     messages: usize,
     answer: Answer,
+    gap: bool,
 }
 
 impl Shared {
     fn books(&self) -> MutexGuard<'_, Books> {
         // Each change is one call, whole whatever panicked elsewhere.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection is over.
+    fn lost(&self) {
+        let books = self.books();
+        if !books.sent.is_empty() || !books.given.is_empty() {
+            self.care.lost(books.reported > 0);
+        }
     }
 }
 
 impl Books {
-    /// One message of `token` is answered; the report, if it was the last one.
+    /// One message of `token` is answered; the report, if that settles the upload: the last one is, or one is refused for
+    /// good. The rest of a refused upload is not waited for, it is sent again in parts.
     fn answered(&mut self, token: u64, answer: Answer) -> Option<Report> {
         let left = self.uploads.get_mut(&token)?;
         left.messages = left.messages.saturating_sub(1);
         left.answer = worse(left.answer, answer);
         let all = *left;
-        if all.messages > 0 {
+        if all.messages > 0 && !matches!(all.answer, Answer::Never(_)) {
             return None;
         }
         self.uploads.remove(&token);
+        self.reported += 1;
+        if let (true, Answer::Never(code)) = (all.gap, all.answer) {
+            // It is known here already, in numbers and log; a broker that will not hear it is not told again for ever.
+            tracing::warn!(code, "the broker takes no message about what was given up");
+            return Some(Report::Answered(token, Answer::Done));
+        }
         Some(Report::Answered(token, all.answer))
     }
 }
 
-/// A refusal for good says which messages to look at; "not now" says to wait before that.
+/// A refusal for good says which messages to look at, whatever else there is.
 fn worse(one: Answer, other: Answer) -> Answer {
     let rank = |answer: &Answer| match answer {
         Answer::Done => 0,
         Answer::Expected(_) => 1,
-        Answer::Never(_) => 2,
-        Answer::NotNow(_) => 3,
+        Answer::NotNow(_) => 2,
+        Answer::Never(_) => 3,
     };
     if rank(&other) > rank(&one) { other } else { one }
 }
@@ -231,11 +303,18 @@ impl Feeder {
                 return self.news.send(Report::Answered(token, Answer::Never(code))).await.ok();
             }
         };
-        let left = Left { messages: messages.len(), answer: Answer::Done };
+        let gap = upload.gap.is_some();
+        let left = Left { messages: messages.len(), answer: Answer::Done, gap };
         self.shared.books().uploads.insert(token, left);
         for Message { topic, payload, retain, properties } in messages {
             let permit = self.room.clone().acquire_owned().await.ok()?;
-            self.shared.books().given.push_back((token, permit));
+            {
+                let mut books = self.shared.books();
+                if !books.uploads.contains_key(&token) {
+                    break; // Refused: the rest comes again.
+                }
+                books.given.push_back((token, permit));
+            }
             let qos = QoS::AtLeastOnce;
             let given =
                 self.client.publish_with_properties(topic, qos, retain, payload, properties);
@@ -312,6 +391,7 @@ async fn pump(mut events: EventLoop, shared: Shared, news: mpsc::Sender<Report>)
                 let read = std::mem::take(&mut events.state.events);
                 let reports: Vec<_> =
                     read.into_iter().filter_map(|event| note(&shared, event)).collect();
+                shared.lost();
                 let last = Report::Closed { refused: None, why: error.to_string() };
                 for report in reports.into_iter().chain([last]) {
                     if news.send(report).await.is_err() {
@@ -344,8 +424,57 @@ fn note(shared: &Shared, event: Event) -> Option<Report> {
                 Answer::NotNow(code @ 0x87) => Answer::Never(code),
                 answer => answer,
             };
+            shared.care.answered(answer);
             books.answered(token, answer)
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_connections_without_an_answer_messages_go_one_at_a_time_for_a_while() {
+        let care = Care::default();
+        for _ in 0..FRUITLESS {
+            assert!(!care.is_careful());
+            care.lost(false);
+        }
+        for _ in 0..CAREFUL {
+            assert!(care.is_careful());
+            care.answered(Answer::Done);
+        }
+        assert!(!care.is_careful());
+        care.answered(Answer::Never(0x87));
+        assert!(care.is_careful());
+    }
+
+    #[test]
+    fn a_line_that_breaks_now_and_then_is_no_reason_to_go_slowly() {
+        let care = Care::default();
+        for _ in 0..10 {
+            care.lost(false);
+            care.lost(false);
+            care.lost(true);
+        }
+        assert!(!care.is_careful());
+    }
+
+    #[test]
+    fn an_upload_is_answered_with_its_last_message_and_refused_with_the_first_that_is() {
+        let mut books = Books::default();
+        let left = Left { messages: 3, answer: Answer::Done, gap: false };
+        books.uploads.extend([(0, left), (1, left), (2, Left { gap: true, messages: 1, ..left })]);
+        assert_eq!(books.answered(0, Answer::Done), None);
+        assert_eq!(books.answered(0, Answer::NotNow(0x97)), None);
+        let not_now = Report::Answered(0, Answer::NotNow(0x97));
+        assert_eq!(books.answered(0, Answer::Done), Some(not_now));
+        let never = Report::Answered(1, Answer::Never(0x87));
+        assert_eq!(books.answered(1, Answer::Never(0x87)), Some(never));
+        assert_eq!(books.answered(1, Answer::Done), None);
+        let done = Report::Answered(2, Answer::Done);
+        assert_eq!(books.answered(2, Answer::Never(0x87)), Some(done));
     }
 }

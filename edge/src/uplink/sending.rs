@@ -298,9 +298,14 @@ impl Sending {
         self.progress = false;
         let soon = self.began.is_some_and(|at| now.saturating_duration_since(at) < EPOCH_EVERY);
         let much = waiting.bytes >= BACKLOG && waiting.oldest_s >= BACKLOG_S;
+        let mut known = welcome.expect;
+        let streams = [Some(&self.oldest), self.fresh.as_ref()].into_iter().flatten();
+        for (epoch, next) in streams.filter_map(|stream| stream.reached) {
+            known.entry(epoch).or_insert(next);
+        }
         self.open = Some(Open {
-            expected: welcome.expect.clone(),
-            known: welcome.expect,
+            expected: known.clone(),
+            known,
             next_token: 0,
             heard: now,
             drain: None,
@@ -684,6 +689,7 @@ impl Sending {
                 *known = (*known).max(entry.range.end);
                 self.poison.confirmed(entry.epoch, *known);
                 stream.mark = Some(entry.mark);
+                stream.reached = Some((entry.epoch, entry.range.end));
                 *(if ahead { &mut self.ahead } else { &mut self.mark }) = stream.mark;
                 // Of the row of the last mark more may be to come; an earlier row is done.
                 stream.confirmed = stream.confirmed.max(entry.mark.id - 1);

@@ -25,6 +25,8 @@ pub(super) struct Stream {
     ended: bool,
     /// How far the pass is confirmed.
     pub(super) mark: Option<Mark>,
+    /// The same as epoch and next sequence, for a cloud that does not say where it is.
+    pub(super) reached: Option<(i64, u64)>,
     /// The last row read.
     pub(super) cursor: u64,
     /// Rows up to here may have been sent, so they are never merged. `None`: nothing was read yet.
@@ -58,6 +60,7 @@ impl Stream {
         *self = Self {
             upto: self.upto,
             mark: self.mark,
+            reached: self.reached,
             sent: self.sent,
             ..Self::after(self.confirmed)
         };
