@@ -159,3 +159,44 @@ async fn what_the_edge_publishes_goes_up_and_what_came_down_does_not() {
     let Opened { followed, .. } = store::open(&plan, &status).unwrap();
     assert_eq!(followed, [(7, 42)].into());
 }
+
+#[tokio::test]
+async fn what_came_down_waits_while_the_disk_is_full() {
+    let dir = tempfile::tempdir().unwrap();
+    let status = Arc::new(Status::default());
+    let plan = Plan {
+        dir: dir.path().to_owned(),
+        edge_id: "gw1".to_owned(),
+        lanes: Vec::new(),
+        settings: store::Settings { ballast_bytes: 0, ..store::Settings::default() },
+        after: After::Start,
+    };
+    let Opened { store, journal, restored, .. } = store::open(&plan, &status).unwrap();
+    let clock = Clock::start();
+    let state = State::new(session::Settings::default(), Fanout::AtOnce, restored, clock.now());
+    let (_rules, permissions) = watch::channel(Arc::default());
+    let (_tell, told) = watch::channel(Told::new());
+    let broker = Broker::new(state, store.clone(), journal, status.clone(), clock, permissions);
+    let (incoming, queue) = mpsc::channel(8);
+    let (_own, down, inbox) = crate::own::inbox();
+    let running = tokio::spawn(broker.run(queue, told, inbox));
+    status.disk_full.store(true, Relaxed);
+    // The broker has heard of it with the next thing it does.
+    let heard = async |times| {
+        incoming.send(connect(Version::V5)).await.unwrap();
+        while status.connects.get() < times {
+            tokio::task::yield_now().await;
+        }
+    };
+    heard(1).await;
+    let place = Some(Place { source: 1, offset: 1 });
+    let mut durable = down.send(Wish::Bring { publication: None, place }).unwrap();
+    heard(2).await;
+    assert!(durable.try_recv().is_err());
+    status.disk_full.store(false, Relaxed);
+    heard(3).await;
+    durable.await.unwrap();
+    drop(incoming);
+    running.await.unwrap().unwrap();
+    store.stop().await;
+}

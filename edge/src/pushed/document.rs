@@ -41,25 +41,15 @@ const ALLOWED: [(&str, &[&str]); 6] = [
     ),
 ];
 
-/// One that may be taken, as far as it alone can tell.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Document {
-    pub(super) version: String,
-    pub(super) settings: Table,
-}
-
-/// Reads it; says what is wrong in one sentence that names the key.
-pub(super) fn read(text: &str) -> Result<Document, String> {
+/// The settings of one that may be taken, as far as it alone can tell; else what is wrong, in one sentence that names the key.
+pub(super) fn read(text: &str) -> Result<Table, String> {
     if text.len() > LONGEST {
         return Err(format!("longer than {LONGEST} bytes"));
     }
     let mut settings: Table = toml::from_str(text).map_err(|error| one_line(&error.to_string()))?;
-    let version = match settings.remove("version") {
-        Some(Value::String(text)) if (1..=VERSION).contains(&text.chars().count()) => text,
-        Some(Value::Integer(number)) => number.to_string(),
-        Some(_) => return Err(format!("`version` must be a number or 1 to {VERSION} characters")),
-        None => return Err("`version` is missing".to_owned()),
-    };
+    let version = settings.remove("version").ok_or("`version` is missing")?;
+    as_version(version)
+        .ok_or_else(|| format!("`version` must be a number or 1 to {VERSION} characters"))?;
     // Unknown keys and bad values, as in a settings file.
     let known = Loader::<Config>::new().table("settings", settings.clone());
     known.map_err(|error| one_line(&error.to_string()))?;
@@ -73,7 +63,21 @@ pub(super) fn read(text: &str) -> Result<Document, String> {
             return Err(format!("`{section}.{key}` cannot be set from the cloud"));
         }
     }
-    Ok(Document { version, settings })
+    Ok(settings)
+}
+
+/// Which one it is, also if it cannot be taken.
+pub(super) fn version(text: &str) -> Option<String> {
+    let text = Some(text).filter(|text| text.len() <= LONGEST)?;
+    as_version(toml::from_str::<Table>(text).ok()?.remove("version")?)
+}
+
+fn as_version(value: Value) -> Option<String> {
+    match value {
+        Value::String(text) if (1..=VERSION).contains(&text.chars().count()) => Some(text),
+        Value::Integer(number) => Some(number.to_string()),
+        _ => None,
+    }
 }
 
 fn one_line(text: &str) -> String {
@@ -86,13 +90,10 @@ mod tests {
 
     #[test]
     fn lanes_and_limits_may_be_pushed_with_a_version() {
-        let document = read(
-            "version = 7\n[uplink]\nwindow_batches = 4\n[session]\nqueue_messages = 5\n[[lanes]]\nname = 'a'\n",
-        )
-        .unwrap();
-        assert_eq!(document.version, "7");
-        assert_eq!(document.settings.len(), 3);
-        assert_eq!(read("version = 'v 1.2'").unwrap().version, "v 1.2");
+        let text = "version = 7\n[uplink]\nwindow_batches = 4\n[session]\nqueue_messages = 5\n[[lanes]]\nname = 'a'\n";
+        assert_eq!(version(text).as_deref(), Some("7"));
+        assert_eq!(read(text).unwrap().len(), 3);
+        assert_eq!(version("version = 'v 1.2'\nid = 'gw2'").as_deref(), Some("v 1.2"));
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub fn candidates(folder: &Path) -> Vec<Vec<Table>> {
 }
 
 fn tables(layers: &Layers) -> Result<Vec<Table>, String> {
-    layers.texts().map(|text| document::read(text).map(|document| document.settings)).collect()
+    layers.texts().map(document::read).collect()
 }
 
 /// What the rest of the edge holds of it.
@@ -188,8 +188,9 @@ impl Pushed {
     }
 
     fn settle(&mut self, own: bool, text: Option<String>) -> Result<(), (Option<String>, String)> {
+        let version = text.as_deref().and_then(document::version);
         let document = text.as_deref().map(document::read).transpose();
-        let version = document.map_err(|why| (None, why))?.map(|document| document.version);
+        document.map_err(|why| (version.clone(), why))?;
         let layers = self.kept.current().with(own, text);
         if layers == *self.kept.current() {
             self.tell_in_force();
@@ -297,9 +298,7 @@ impl Pushed {
     }
 
     fn versions(&self, layers: &Layers) -> (Option<String>, Option<String>) {
-        let version = |text: &Option<String>| {
-            text.as_deref().and_then(|text| document::read(text).ok()).map(|one| one.version)
-        };
+        let version = |text: &Option<String>| text.as_deref().and_then(document::version);
         (version(&layers.own), version(&layers.all))
     }
 

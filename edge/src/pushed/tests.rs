@@ -111,6 +111,7 @@ async fn what_is_wrong_changes_nothing_and_says_why() {
     ] {
         let state = world.push(true, text).await;
         assert_eq!((state.state, state.version.as_deref()), (Phase::Refused, Some("1")), "{text}");
+        assert_eq!(state.refused.as_deref(), Some("2"));
         assert!(state.reason.unwrap().contains(why), "{text}");
         assert!(!world.ends.apply.has_changed().unwrap());
     }
