@@ -159,27 +159,26 @@ fn give_up(
     row: &Oldest,
     reason: &str,
 ) -> Result<u64, Error> {
-    // The gap before this row, if it ends where the row begins, takes it in.
-    let joined = db
+    // The gap before this row, if it ends where the row begins, becomes part of this one. Not the other way round: the
+    // older row may be under way, and all that it has taken in would be forgotten with it when it is confirmed.
+    let before: Option<(i64, i64)> = db
         .prepare_cached(
-            "UPDATE batch SET n = n + ?5 WHERE id = (
+            "SELECT id, s FROM batch WHERE id = (
                SELECT id FROM batch WHERE id > ?1 AND id < ?2 ORDER BY id DESC LIMIT 1)
-             AND epoch = ?3 AND s + n = ?4 AND reason = ?6",
+             AND epoch = ?3 AND s + n = ?4 AND reason = ?5",
         )?
-        .execute((
-            lane.acked_id as i64,
-            row.id as i64,
-            row.epoch,
-            row.s as i64,
-            row.n as i64,
-            reason,
-        ))?;
-    if joined == 1 {
-        db.prepare_cached("DELETE FROM batch WHERE id = ?1")?.execute([row.id as i64])?;
-        lane.batches = lane.batches.saturating_sub(1);
-        return Ok(row.bytes);
-    }
-    db.prepare_cached("UPDATE batch SET reason = ?2, bytes = ?3, body = NULL WHERE id = ?1")?
-        .execute((row.id as i64, reason, ROW_BYTES as i64))?;
-    Ok(row.bytes.saturating_sub(ROW_BYTES))
+        .query_row((lane.acked_id as i64, row.id as i64, row.epoch, row.s as i64, reason), |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .optional()?;
+    let s = before.map_or(row.s as i64, |(_, s)| s);
+    let n = (row.s + row.n) as i64 - s;
+    db.prepare_cached(
+        "UPDATE batch SET s = ?4, n = ?5, reason = ?2, bytes = ?3, body = NULL WHERE id = ?1",
+    )?
+    .execute((row.id as i64, reason, ROW_BYTES as i64, s, n))?;
+    let Some((older, _)) = before else { return Ok(row.bytes.saturating_sub(ROW_BYTES)) };
+    db.prepare_cached("DELETE FROM batch WHERE id = ?1")?.execute([older])?;
+    lane.batches = lane.batches.saturating_sub(1);
+    Ok(row.bytes)
 }

@@ -315,7 +315,7 @@ impl<'a> Group<'a> {
     }
 
     /// Declares `n` sequences of a lane as given up, after all that was appended. A gap that is the lane's last row
-    /// grows instead: a full lane is not to fill with gaps.
+    /// grows instead, under the new id, since it may be under way: a full lane is not to fill with gaps.
     fn append_gap(&mut self, lane: u16, n: u64, reason: &str) -> Result<(), Error> {
         let id = self.state.next_id(lane);
         let Some(lane) = self.state.lane(lane) else { return Ok(()) };
@@ -325,10 +325,12 @@ impl<'a> Group<'a> {
         let grown = self
             .db
             .prepare_cached(
-                "UPDATE batch SET n = n + ?4 WHERE id = ?1 AND epoch = ?2 AND s + n = ?3 AND reason = ?5",
+                "UPDATE batch SET id = ?6, n = n + ?4
+                 WHERE id = ?1 AND epoch = ?2 AND s + n = ?3 AND reason = ?5",
             )?
-            .execute((lane.upto as i64, epoch, s as i64, n as i64, reason))?;
+            .execute((lane.upto as i64, epoch, s as i64, n as i64, reason, id as i64))?;
         if grown == 1 {
+            lane.upto = id;
             return Ok(());
         }
         lane.appended(id, 0, ROW_BYTES);

@@ -49,6 +49,11 @@ impl Window {
         self.entries.is_empty()
     }
 
+    /// The epoch of what is under way: there is one at a time.
+    pub(super) fn epoch(&self) -> Option<i64> {
+        self.entries.front().map(|entry| entry.epoch)
+    }
+
     /// Notes an answer; gives what it is about.
     pub(super) fn answer(&mut self, token: u64, answer: Answer) -> Option<&Entry> {
         let entry = self.entries.iter_mut().find(|entry| entry.token == Some(token))?;

@@ -301,6 +301,31 @@ async fn drop_oldest_leaves_one_gap_for_all_it_dropped() {
     store.stop().await;
 }
 
+/// A row may be on its way to the cloud when it is given up; the mark that comes back is about that row and no more.
+#[tokio::test]
+async fn a_gap_that_grew_over_a_row_under_way_outlives_the_confirmation_of_that_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut plan = plan(dir.path());
+    plan.lanes[0].budget_bytes = 5_000;
+    let mut store = Harness::open(&plan);
+    for i in 0..3 {
+        store.apply(vec![publish("up/a", &format!("{i:0>1000}"), vec![])]).await;
+    }
+    let under_way = store.rows().await.remove(1);
+    for i in 3..9 {
+        store.apply(vec![publish("up/a", &format!("{i:0>1000}"), vec![])]).await;
+    }
+    let mark = Mark { id: under_way.id, end: under_way.end() };
+    store.opened.store.acked(1, mark).await.unwrap();
+    store.apply(vec![publish("up/a", "after", vec![])]).await;
+    let rows = store.rows().await;
+    assert!(rows[0].reason.is_some() && rows[0].s <= under_way.end(), "{rows:?}");
+    // Also for whoever reads on behind the row.
+    assert!(rows[0].id > under_way.id, "{rows:?}");
+    assert!(rows.windows(2).all(|two| two[0].end() == two[1].s), "{rows:?}");
+    store.stop().await;
+}
+
 #[tokio::test]
 async fn what_a_queue_needs_outlives_the_lane_s_budget() {
     let dir = tempfile::tempdir().unwrap();
@@ -338,7 +363,12 @@ async fn qos_0_goes_first_and_its_loss_is_declared() {
     let [.., kept, gap] = &rows[..] else { panic!("{rows:?}") };
     assert_eq!((kept.s, kept.n, gap.s, gap.n), (18, 1, 19, 2));
     assert_eq!(gap.reason.as_deref(), Some("qos0 over budget"));
-    assert_eq!(store.status.drops()["lane_qos0"], 2);
+    // Whoever has read it reads on behind it, and finds what it has grown by.
+    let read = gap.id;
+    store.apply(vec![unkept()]).await;
+    let last = store.rows().await.pop().unwrap();
+    assert!((last.s, last.n) == (19, 3) && last.id > read, "{last:?}");
+    assert_eq!(store.status.drops()["lane_qos0"], 3);
     store.stop().await;
 }
 

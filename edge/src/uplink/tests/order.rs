@@ -84,6 +84,23 @@ async fn a_cloud_that_lacks_a_batch_gets_it_again_before_anything_else() {
     assert!(seen.gaps.is_empty());
 }
 
+/// The cloud tells gaps within an epoch; nothing would hold the next one back.
+#[tokio::test]
+async fn messages_of_a_new_start_wait_until_those_before_it_are_confirmed() {
+    let dir = tempfile::tempdir().unwrap();
+    let nobody = "127.0.0.1:1".parse().unwrap();
+    for start in 0..3 {
+        let mut edge = Edge::start(dir.path(), nobody);
+        edge.publish(start, 1).await;
+        edge.stop().await;
+    }
+    let cloud = Cloud::start(true, |n, _| if n < 2 { Act::Say(0x80) } else { Act::Follow }).await;
+    let edge = Edge::start(dir.path(), cloud.address);
+    edge.drained().await;
+    edge.stop().await;
+    assert_eq!(cloud.seen.lock().unwrap().records, numbers(3));
+}
+
 #[tokio::test]
 async fn an_answer_that_never_comes_ends_the_connection_not_the_lane() {
     let (_dir, cloud, mut edge) =
