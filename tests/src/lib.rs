@@ -13,7 +13,9 @@ pub mod differential;
 pub mod kafka;
 pub mod outage;
 pub mod process;
+mod random;
 pub mod s3;
+pub mod simulation;
 
 pub use checker::Checker;
 pub use device::Device;

@@ -34,11 +34,11 @@ pub use self::{
 };
 use crate::{
     Cloud, Edge,
-    differential::random::Random,
     outage::{
         GATE,
         disk::{Disk, lying_library},
     },
+    random::Random,
     say,
 };
 

@@ -7,8 +7,8 @@ use tributary_shared::mqtt::{Qos, Version, packet::SubscriptionOptions};
 use super::{
     invalid::{AS_FIRST, Invalid, ON_OPEN},
     plan::{Acks, CLIENTS, Extras, Hello, Plan, Step, Text, What, WillText},
-    random::Random,
 };
+use crate::random::Random;
 
 /// Second level `P`: what only plain filters match.
 const TOPICS: [&str; 14] = [

@@ -15,7 +15,6 @@ mod link;
 pub mod mosquitto;
 mod plan;
 mod play;
-pub(crate) mod random;
 pub mod rules;
 mod seen;
 
