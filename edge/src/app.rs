@@ -41,12 +41,13 @@ use crate::{
     config::Config,
     downlink::{Document, Downlink, Takers},
     enrol::Identity,
+    inventory,
     link::{Address, Batches, Caller, Care, Dial, Plain},
     listen::{self, Door},
     notify::Manager,
     own,
     pushed::{self, Compose, Pushed},
-    status::Status,
+    status::{LaneStatus, Status},
     store::{self, After, Opened, Plan, Store},
     sys,
     uplink::{self, Format, Part, Share, Uplink},
@@ -232,15 +233,25 @@ async fn run(
     let mut parts = JoinSet::new();
     let (tell, told) = watch::channel(Vec::new());
     let (own, down, inbox) = own::inbox();
-    let (reporting, edge) = (clients_stop.clone(), config.id.clone());
+    let (reporting, edge, telling) = (clients_stop.clone(), config.id.clone(), own.clone());
     parts.spawn(async move {
-        pushed::report(own, edge, settings, reporting).await;
+        pushed::report(telling, edge, settings, reporting).await;
         Ok(())
     });
     parts.spawn(async move { broker.run(queue, told, inbox).await.map_err(AppError::from) });
     let (source, telling, telling_stop) = (shown.clone(), config.sys.clone(), clients_stop.clone());
     parts.spawn(async move {
         sys::run(source, telling, tell, telling_stop).await;
+        Ok(())
+    });
+    let (source, telling_stop) = (shown.clone(), clients_stop.clone());
+    // Whose broker is the cloud did not ask for it.
+    let plain = config.uplink.format == Format::Mqtt;
+    let settings =
+        inventory::Settings { interval_s: if plain { 0 } else { config.inventory.interval_s } };
+    let identity = Identity::new(config);
+    parts.spawn(async move {
+        inventory::run(source, own, identity, settings, telling_stop).await;
         Ok(())
     });
     parts.spawn(async move {
@@ -298,13 +309,14 @@ fn ended_early(
 }
 
 /// Who connects to the cloud, and to which; `None`: there is none.
-fn caller(config: &Config, lane: &str) -> Result<Option<Caller>, AppError> {
+fn caller(config: &Config, lane: Arc<LaneStatus>) -> Result<Option<Caller>, AppError> {
     let settings = &config.uplink;
     let Ok(address) = Address::parse(&settings.cloud) else { return Ok(None) };
     Ok(Some(Caller {
         address,
         edge_id: config.id.clone(),
-        lane: lane.to_owned(),
+        lane: lane.name.clone(),
+        status: lane,
         connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
         keep_alive: Duration::from_secs(u64::from(settings.keep_alive_s)),
         login: settings.login().map_err(AppError::Config)?,
@@ -319,7 +331,7 @@ fn downlink(
     status: &Arc<Status>,
     stop: &CancellationToken,
 ) -> Result<Option<Downlink>, AppError> {
-    let Some(caller) = caller(config, "")?.filter(|_| config.downlink.enabled) else {
+    let Some(caller) = caller(config, Arc::default())?.filter(|_| config.downlink.enabled) else {
         return Ok(None);
     };
     status.down.listening.store(true, Relaxed);
@@ -339,7 +351,7 @@ fn start_uplinks(
     let settings = &config.uplink;
     let share = Share::new(settings.bytes_per_s);
     for lane in store.lanes() {
-        let Some(caller) = caller(config, &lane.status.name)? else { return Ok(uplinks) };
+        let Some(caller) = caller(config, lane.status.clone())? else { return Ok(uplinks) };
         let part = Part { store: store.clone(), lane: lane.clone(), share: share.lane() };
         match settings.format {
             Format::Batches => start_uplink(&mut uplinks, part, Batches(caller), settings, stop),

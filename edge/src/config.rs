@@ -4,7 +4,7 @@
 
 use tributary_shared::{auth, connection, net, session, telemetry};
 
-use crate::{downlink, lane, store, sys, uplink};
+use crate::{downlink, inventory, lane, store, sys, uplink};
 
 tributary_shared::settings! {
     /// Addresses without TLS. Port 0 picks a free one.
@@ -50,6 +50,8 @@ tributary_shared::settings! {
         pub downlink: downlink::Settings = downlink::Settings::default(),
         /// What the edge tells clients about itself, below `$SYS/broker/`.
         pub sys: sys::Settings = sys::Settings::default(),
+        /// What the edge tells its cloud about itself, as messages on topic `tributary/{edge}/inventory`.
+        pub inventory: inventory::Settings = inventory::Settings::default(),
         /// Log lines, on stderr.
         pub telemetry: telemetry::Settings = telemetry::Settings::default(),
     }
@@ -58,11 +60,16 @@ tributary_shared::settings! {
 impl Config {
     /// The lanes that take messages: none without a cloud.
     pub fn active_lanes(&self) -> Vec<lane::Settings> {
-        match (self.uplink.cloud.is_empty(), self.lanes.is_empty()) {
+        let mut lanes = match (self.uplink.cloud.is_empty(), self.lanes.is_empty()) {
             (true, _) => Vec::new(),
             (false, true) => vec![lane::Settings::default()],
             (false, false) => self.lanes.clone(),
+        };
+        // What the edge says of itself waits for as little as possible.
+        if let Some(first) = lanes.first_mut() {
+            first.filters.push(inventory::topic(&self.id));
         }
+        lanes
     }
 
     /// What single values cannot say of themselves. One sentence that names the key.

@@ -5,7 +5,7 @@
 //! SQLite transaction; then the PUBACK goes out. [`uplink`] reads the batch that the commit made, sends it over a
 //! [`link`], and moves the mark when the cloud has confirmed it. [`downlink`] brings commands the other way,
 //! and settings that [`pushed`] tries. [`admin`] shows
-//! the numbers of [`status`], [`sys`] tells them to clients;
+//! the numbers of [`status`], [`sys`] tells them to clients, [`inventory`] to the cloud;
 //! [`app`] builds all of it from [`config`], [`notify`] tells systemd; [`command`] is for the person at the terminal.
 
 pub mod access;
@@ -18,6 +18,7 @@ pub mod downlink;
 mod enhanced;
 pub mod enrol;
 mod held;
+pub mod inventory;
 pub mod lane;
 pub mod link;
 pub mod listen;

@@ -5,7 +5,7 @@ use tributary_shared::clock::wall_ms;
 use super::Shown;
 use crate::{bridge::EdgeView, log::PartitionId, status::Page};
 
-/// Partitions and edges with their own samples; a scrape has to end.
+/// Partitions with their own samples; a scrape has to end.
 const SAMPLES_MAX: usize = 2_000;
 
 pub(super) fn publish(shown: &Shown) {
@@ -40,24 +40,66 @@ fn streams(shown: &Shown, page: &mut Page) {
 
 type Read = fn(&EdgeView) -> u64;
 
-const EDGE_COUNTERS: [(&str, &str, Read); 8] = [
-    ("tributary_edge_records_total", "Records made durable", |edge| edge.records),
-    ("tributary_edge_batches_total", "Batches made durable", |edge| edge.batches),
-    ("tributary_edge_bytes_total", "Bytes of these batches", |edge| edge.bytes),
-    ("tributary_edge_duplicates_total", "Batches that had come before", |edge| edge.duplicates),
-    ("tributary_edge_gaps_total", "Uploads refused because earlier ones are missing", |edge| {
-        edge.gaps
-    }),
-    ("tributary_edge_declared_lost_total", "Records that the edge gave up", |edge| {
-        edge.declared_lost
-    }),
-    ("tributary_edge_clamped_total", "Records whose time was absurd", |edge| edge.clamped),
-    ("tributary_edge_refused_total", "Uploads refused or failed", |edge| edge.refused),
+/// One edge's, all edges' together.
+const EDGE_COUNTERS: [(&str, &str, &str, Read); 8] = [
+    (
+        "tributary_edge_records_total",
+        "tributary_edges_records_total",
+        "Records made durable",
+        |edge| edge.records,
+    ),
+    (
+        "tributary_edge_batches_total",
+        "tributary_edges_batches_total",
+        "Batches made durable",
+        |edge| edge.batches,
+    ),
+    (
+        "tributary_edge_bytes_total",
+        "tributary_edges_bytes_total",
+        "Bytes of these batches",
+        |edge| edge.bytes,
+    ),
+    (
+        "tributary_edge_duplicates_total",
+        "tributary_edges_duplicates_total",
+        "Batches that had come before",
+        |edge| edge.duplicates,
+    ),
+    (
+        "tributary_edge_gaps_total",
+        "tributary_edges_gaps_total",
+        "Uploads refused because earlier ones are missing",
+        |edge| edge.gaps,
+    ),
+    (
+        "tributary_edge_declared_lost_total",
+        "tributary_edges_declared_lost_total",
+        "Records that the edge gave up",
+        |edge| edge.declared_lost,
+    ),
+    (
+        "tributary_edge_clamped_total",
+        "tributary_edges_clamped_total",
+        "Records whose time was absurd",
+        |edge| edge.clamped,
+    ),
+    (
+        "tributary_edge_refused_total",
+        "tributary_edges_refused_total",
+        "Uploads refused or failed",
+        |edge| edge.refused,
+    ),
 ];
+
+/// Records that wait at an edge.
+fn backlog(edge: &EdgeView) -> u64 {
+    edge.lanes.iter().map(|lane| lane.backlog).sum()
+}
 
 fn edges(shown: &Shown, page: &mut Page) {
     let live = shown.bridge.live();
-    let edges = live.view(wall_ms());
+    let mut edges = live.view(wall_ms());
     let connected = edges.iter().filter(|edge| edge.connected).count();
     page.gauge("tributary_edges_connected", "Edges connected", &[], connected as u64);
     page.counter(
@@ -80,7 +122,7 @@ fn edges(shown: &Shown, page: &mut Page) {
         page.gauge(name, help, &[], value as u64);
     }
     page.counter(
-        "tributary_edges_refused_total",
+        "tributary_edges_turned_away_total",
         "Connections of edges refused or ended because there were too many",
         &[],
         busy.refused,
@@ -97,9 +139,17 @@ fn edges(shown: &Shown, page: &mut Page) {
         &[],
         live.duplicate_epochs(),
     );
-    for edge in edges.iter().take(SAMPLES_MAX) {
-        for (name, help, read) in EDGE_COUNTERS {
-            page.counter(name, help, &[("edge", &edge.id)], read(edge));
+    for (_, all, help, read) in EDGE_COUNTERS {
+        page.counter(all, help, &[], edges.iter().map(read).sum());
+    }
+    let help = "Records that wait at all connected edges, by what they said and brought";
+    page.gauge("tributary_edges_backlog", help, &[], edges.iter().map(backlog).sum());
+    edges.sort_by_key(|edge| std::cmp::Reverse(backlog(edge)));
+    for edge in edges.iter().take(shown.bridge.metrics_edges()) {
+        let labels = &[("edge", edge.id.as_str())];
+        page.gauge("tributary_edge_backlog", "Records that wait there", labels, backlog(edge));
+        for (name, _, help, read) in EDGE_COUNTERS {
+            page.counter(name, help, labels, read(edge));
         }
     }
 }

@@ -8,7 +8,10 @@
 //! messages (receive maximum: 0x93 beyond it) and in bytes (the reader waits). Not here: taking over (`live`).
 
 use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -133,7 +136,9 @@ impl Connection {
         let messages = usize::from(self.bridge.settings.receive_maximum);
         let (replies, queue) = mpsc::channel(messages + OTHER_REPLIES);
         let traffic = self.registration.traffic.clone();
-        let told = Told { edge: self.edge.clone(), bridge: self.bridge.clone(), traffic };
+        let (edge, bridge) = (self.edge.clone(), self.bridge.clone());
+        let brought = self.registration.brought.clone();
+        let told = Told { edge, bridge, traffic, brought };
         let mut writer = std::pin::pin!(write_replies(output, queue, told));
         let read = async {
             let end = self.read(&mut input, reader, buffer, &replies).await;
@@ -276,7 +281,7 @@ impl Connection {
             unpacked_max: self.bridge.settings.unpacked_bytes_max,
             clocks: Clocks::new(self.bridge.settings.clock_ahead_max_s),
         };
-        let Divided { appends, prints, clamped } = match content {
+        let Divided { appends, prints, clamped, inventory } = match content {
             Content::Batch(batch) => divider.batch(batch, wall_ms()).await?,
             Content::Gap(reason) => {
                 let why = brief(&reason);
@@ -291,6 +296,9 @@ impl Connection {
         let transaction = Transaction { appends, guard, writes, index: None };
         let pending = log.submit(self.home, transaction).await?;
         self.first_seen_saved = true;
+        if let Some(inventory) = inventory {
+            self.bridge.live.said(&self.edge, inventory);
+        }
         Ok(pending)
     }
 
@@ -346,6 +354,8 @@ struct Told {
     edge: Arc<str>,
     bridge: Bridge,
     traffic: Arc<Traffic>,
+    /// Records that this connection made durable.
+    brought: Arc<AtomicU64>,
 }
 
 /// Writes replies in order; ends after [`Reply::Last`] and a clash, when the reader is gone, or when the peer takes nothing.
@@ -388,6 +398,7 @@ where
                         };
                         let answer = Answer::from(result);
                         if answer == Answer::Appended {
+                            Traffic::add(&told.brought, u64::from(mark.count));
                             count_appended(&told.traffic, mark, bytes, gap);
                         }
                         answer

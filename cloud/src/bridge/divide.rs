@@ -5,6 +5,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use bytes::Bytes;
 use tributary_shared::{
     record::{Batch, BatchBuilder, BatchError, Compression, Header, RawRecord, Record, Unpacked},
     topic,
@@ -42,6 +43,8 @@ pub(super) struct Divided {
     pub(super) prints: Arc<[u32]>,
     /// Records whose time was absurd.
     pub(super) clamped: u64,
+    /// What the edge says of itself, if it is among the records.
+    pub(super) inventory: Option<Bytes>,
 }
 
 impl Divider<'_> {
@@ -54,6 +57,7 @@ impl Divider<'_> {
         let mut topics: HashMap<&str, usize> = HashMap::new();
         let mut prints = Vec::new();
         let (mut latest_ms, mut clamped) = (i64::MIN, 0);
+        let (own_topic, mut inventory) = (format!("tributary/{}/inventory", self.edge), None);
         for (index, raw) in unpacked.iter().enumerate() {
             let raw = raw.map_err(Refusal::Batch)?;
             if raw.offset != base + index as i64 {
@@ -72,6 +76,9 @@ impl Divider<'_> {
                 *topics.entry(topic).or_insert(plan.add(partition, target, topic))
             };
             plan.records.push(place);
+            if let Some(value) = raw.value.filter(|_| topic == own_topic) {
+                inventory = Some(Bytes::copy_from_slice(value));
+            }
             prints.push(raw.fingerprint());
             latest_ms = latest_ms.max(raw.timestamp_ms);
             clamped += u64::from(self.clocks.is_absurd(raw.timestamp_ms, now_ms));
@@ -81,11 +88,11 @@ impl Divider<'_> {
         let prints = prints.into();
         if let ([partition], false) = (plan.partitions.as_slice(), plan.rewrites) {
             let appends = vec![Append { partition: *partition, batch }];
-            return Ok(Divided { appends, prints, clamped });
+            return Ok(Divided { appends, prints, clamped, inventory });
         }
         let clamp = |record: &mut Record| self.clocks.clamp(record, now_ms);
         let appends = plan.split(&batch, &unpacked, clamp).map_err(Refusal::Batch)?;
-        Ok(Divided { appends, prints, clamped })
+        Ok(Divided { appends, prints, clamped, inventory })
     }
 
     /// The record that says that `mark` will never come. It goes where the topic `tributary/{edge}/gap/{lane}` goes.
@@ -105,7 +112,7 @@ impl Divider<'_> {
         builder.push(&record);
         let batch = builder.finish(Compression::None, None);
         let appends = vec![Append { partition, batch: batch.map_err(Refusal::Batch)? }];
-        Ok(Divided { appends, prints: Arc::default(), clamped: 0 })
+        Ok(Divided { appends, prints: Arc::default(), clamped: 0, inventory: None })
     }
 
     async fn partition(&self, target: &Target, topic: &str) -> Result<PartitionId, Answer> {
@@ -194,7 +201,7 @@ fn topic_of<'a>(raw: &RawRecord<'a>) -> Result<Option<&'a str>, BatchError> {
 fn gap_record(edge: &str, lane: &str, mark: Mark, reason: &str, now_ms: i64) -> Record {
     let header = |name: &'static str, value: &str| Header {
         name: name.into(),
-        value: Some(bytes::Bytes::copy_from_slice(value.as_bytes())),
+        value: Some(Bytes::copy_from_slice(value.as_bytes())),
     };
     let value = serde_json::json!({
         "edge": edge, "lane": lane, "epoch": mark.epoch, "from": mark.seq,

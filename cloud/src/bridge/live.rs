@@ -12,6 +12,7 @@ use std::{
     },
 };
 
+use bytes::Bytes;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +21,8 @@ use super::twins::Twins;
 /// Edges remembered while not connected; beyond it the disconnected ones are forgotten here (never in the log).
 const REMEMBERED_MAX: usize = 10_000;
 
+/// Longest inventory that is kept for pages; each edge has one.
+const INVENTORY_BYTES: usize = 16 * 1024;
 /// How long a clash of epochs is shown.
 const CLASH_SHOWN_MS: i64 = 86_400_000;
 /// Alarm: two live gateways with one id.
@@ -46,6 +49,26 @@ pub(super) struct Caller<'a> {
     pub(super) lane: &'a str,
     /// Which process it is.
     pub(super) instance: Option<&'a str>,
+    /// What waited there when it connected.
+    pub(super) backlog: Backlog,
+}
+
+/// What waits at an edge, as it says itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Backlog {
+    pub(super) records: u64,
+    pub(super) bytes: u64,
+    /// Seconds that the oldest had waited.
+    pub(super) oldest_s: u64,
+}
+
+impl Backlog {
+    /// Reads `records:bytes:seconds`; anything else says nothing.
+    pub(super) fn read(text: Option<&str>) -> Self {
+        let mut numbers = text.unwrap_or_default().splitn(3, ':').map(str::parse);
+        let mut next = || numbers.next().and_then(Result::ok).unwrap_or_default();
+        Self { records: next(), bytes: next(), oldest_s: next() }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +80,8 @@ struct Entry {
     twins_told: bool,
     /// Wall ms of the last clash of an epoch.
     clash_ms: Option<i64>,
+    /// What it said of itself last, JSON as it came.
+    inventory: Bytes,
 }
 
 #[derive(Debug)]
@@ -65,6 +90,8 @@ struct Lane {
     taken_over: CancellationToken,
     since_ms: i64,
     address: String,
+    backlog: Backlog,
+    brought: Arc<AtomicU64>,
 }
 
 /// What an edge brought. Counters only grow.
@@ -106,6 +133,8 @@ pub struct EdgeView {
     pub lanes: Vec<LaneView>,
     /// What somebody has to look at, in words.
     pub alarms: Vec<&'static str>,
+    /// What it said of itself last; null: nothing yet, since the cloud's start.
+    pub inventory: serde_json::Value,
     pub records: u64,
     pub batches: u64,
     pub bytes: u64,
@@ -124,6 +153,14 @@ pub struct LaneView {
     pub lane: String,
     pub since_ms: i64,
     pub address: String,
+    /// Records that wait at the edge: those it had when it connected, less those that came since.
+    pub backlog: u64,
+    /// Seconds that the oldest had waited when it connected; 0: nothing waits.
+    pub oldest_s: u64,
+    /// Records a second since it connected.
+    pub rate: u64,
+    /// Seconds until what waits is here at this rate; null: not known, or nothing waits.
+    pub drained_in_s: Option<u64>,
 }
 
 /// A connection's place in [`Live`]; gives it up when dropped, unless a newer one has it.
@@ -136,12 +173,15 @@ pub(super) struct Registration {
     /// Ends when a newer connection of the same edge and lane came.
     pub(super) taken_over: CancellationToken,
     pub(super) traffic: Arc<Traffic>,
+    /// Records that this connection made durable.
+    pub(super) brought: Arc<AtomicU64>,
 }
 
 impl Live {
     /// Enters a connection, and ends an older one of the same edge and lane.
     pub(super) fn enter(&self, caller: Caller<'_>, now_ms: i64, address: String) -> Registration {
-        let Caller { edge, lane, instance } = caller;
+        let Caller { edge, lane, instance, backlog } = caller;
+        let brought = Arc::new(AtomicU64::new(0));
         let connection = self.next.fetch_add(1, Ordering::Relaxed);
         let taken_over = CancellationToken::new();
         let mut edges = self.lock();
@@ -161,7 +201,14 @@ impl Live {
                  of them another id"
             );
         }
-        let place = Lane { connection, taken_over: taken_over.clone(), since_ms: now_ms, address };
+        let place = Lane {
+            connection,
+            taken_over: taken_over.clone(),
+            since_ms: now_ms,
+            address,
+            backlog,
+            brought: brought.clone(),
+        };
         if let Some(older) = entry.lanes.insert(lane.to_owned(), place) {
             older.taken_over.cancel();
             self.takeovers.fetch_add(1, Ordering::Relaxed);
@@ -169,7 +216,16 @@ impl Live {
         let traffic = entry.traffic.clone();
         drop(edges);
         let (edge, lane) = (edge.to_owned(), lane.to_owned());
-        Registration { live: self.clone(), edge, lane, connection, taken_over, traffic }
+        Registration { live: self.clone(), edge, lane, connection, taken_over, traffic, brought }
+    }
+
+    /// Notes what an edge says of itself.
+    pub(super) fn said(&self, edge: &str, inventory: Bytes) {
+        if inventory.len() <= INVENTORY_BYTES
+            && let Some(entry) = self.lock().get_mut(edge)
+        {
+            entry.inventory = inventory;
+        }
     }
 
     /// All edges seen since the start, by id.
@@ -222,15 +278,12 @@ fn view(id: &str, entry: &Entry, now_ms: i64) -> EdgeView {
     let alarms =
         [(entry.twins.seen(now_ms), DUPLICATE_ID), (clash, DUPLICATE_EPOCH), (clock, WRONG_CLOCK)];
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let lane = |(name, lane): (&String, &Lane)| LaneView {
-        lane: name.clone(),
-        since_ms: lane.since_ms,
-        address: lane.address.clone(),
-    };
+    let lane = |(name, lane): (&String, &Lane)| lane_view(name, lane, now_ms);
     EdgeView {
         id: id.to_owned(),
         connected: !entry.lanes.is_empty(),
         lanes: entry.lanes.iter().map(lane).collect(),
+        inventory: serde_json::from_slice(&entry.inventory).unwrap_or_default(),
         alarms: alarms.iter().filter(|(on, _)| *on).map(|(_, words)| *words).collect(),
         records: read(&entry.traffic.records),
         batches: read(&entry.traffic.batches),
@@ -241,6 +294,22 @@ fn view(id: &str, entry: &Entry, now_ms: i64) -> EdgeView {
         refused: read(&entry.traffic.refused),
         clamped: read(&entry.traffic.clamped),
         last_ms: read(&entry.traffic.last_ms),
+    }
+}
+
+fn lane_view(name: &str, lane: &Lane, now_ms: i64) -> LaneView {
+    let brought = lane.brought.load(Ordering::Relaxed);
+    let seconds = now_ms.saturating_sub(lane.since_ms).max(1000).unsigned_abs() / 1000;
+    let backlog = lane.backlog.records.saturating_sub(brought);
+    let rate = brought / seconds;
+    LaneView {
+        lane: name.to_owned(),
+        since_ms: lane.since_ms,
+        address: lane.address.clone(),
+        backlog,
+        oldest_s: if backlog > 0 { lane.backlog.oldest_s } else { 0 },
+        rate,
+        drained_in_s: if backlog > 0 { backlog.checked_div(rate) } else { None },
     }
 }
 
@@ -263,7 +332,8 @@ mod tests {
     fn the_newer_connection_of_an_edge_and_lane_wins() {
         let live = Live::default();
         let enter = |lane, now_ms| {
-            live.enter(Caller { edge: "gw1", lane, instance: None }, now_ms, String::new())
+            let caller = Caller { edge: "gw1", lane, instance: None, backlog: Backlog::default() };
+            live.enter(caller, now_ms, String::new())
         };
         let first = enter("normal", 1);
         let other = enter("critical", 1);
@@ -278,10 +348,31 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_at_an_edge_goes_down_with_what_it_brings() {
+        let live = Live::default();
+        let backlog = Backlog::read(Some("1000:50000:86400"));
+        let caller = Caller { edge: "gw1", lane: "normal", instance: None, backlog };
+        let registration = live.enter(caller, 0, String::new());
+        live.said("gw1", Bytes::from_static(b"{\"version\":\"1\"}"));
+        Traffic::add(&registration.brought, 400);
+        let view = live.view(4000).remove(0);
+        let lane = &view.lanes[0];
+        assert_eq!((lane.backlog, lane.rate, lane.drained_in_s), (600, 100, Some(6)));
+        assert_eq!((lane.oldest_s, &view.inventory["version"]), (86_400, &"1".into()));
+        Traffic::add(&registration.brought, 700);
+        let lane = live.view(4000).remove(0).lanes.remove(0);
+        assert_eq!((lane.backlog, lane.oldest_s, lane.drained_in_s), (0, 0, None));
+        for nonsense in [None, Some(""), Some("x:y"), Some("-1:2:3:4")] {
+            assert_eq!(Backlog::read(nonsense).records, 0);
+        }
+    }
+
+    #[test]
     fn two_gateways_with_one_id_raise_one_alarm() {
         let live = Live::default();
         let call = |instance, at| {
-            let caller = Caller { edge: "gw1", lane: "normal", instance: Some(instance) };
+            let backlog = Backlog::default();
+            let caller = Caller { edge: "gw1", lane: "normal", instance: Some(instance), backlog };
             live.enter(caller, at, String::new())
         };
         let calls: Vec<_> = (0..10).map(|at| call(["a", "b"][at as usize % 2], at)).collect();

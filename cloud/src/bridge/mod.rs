@@ -53,6 +53,8 @@ pub const EDGE_PROPERTY: &str = "tributary-edge";
 pub const LANE_PROPERTY: &str = "tributary-lane";
 /// User property of CONNECT that says which process of the edge it is: a number made at its start.
 pub const INSTANCE_PROPERTY: &str = "tributary-instance";
+/// User property of CONNECT that says what waits at the edge in this lane: `records:bytes:seconds of the oldest`.
+pub const BACKLOG_PROPERTY: &str = "tributary-backlog";
 /// User property of DISCONNECT 0x8E that names an epoch under which another gateway has sent other records.
 pub const CLASH_PROPERTY: &str = "clash";
 /// Keep-alive, seconds, that the server sets where the edge asks for none.
@@ -73,6 +75,8 @@ tributary_shared::settings! {
         pub packet_bytes_max: u32 = 1_114_112 => 16_384..=268_435_455,
         /// Bytes that one compressed batch may unpack to.
         pub unpacked_bytes_max: usize = 32 * 1024 * 1024,
+        /// Edges with numbers of their own on /metrics, those with the longest backlog first; the sums are of all.
+        pub metrics_edges: usize = 100 => 0..=100_000,
         /// Epochs of an edge named in CONNACK.
         pub expect_max: usize = 64,
         /// New connections of edges a second; more are asked to come back later, each at another time.
@@ -128,6 +132,11 @@ impl Bridge {
         &self.live
     }
 
+    /// Edges with numbers of their own among the metrics.
+    pub fn metrics_edges(&self) -> usize {
+        self.settings.metrics_edges
+    }
+
     /// How busy the door is.
     pub fn busy(&self) -> Numbers {
         self.admission.numbers()
@@ -174,7 +183,8 @@ impl Bridge {
             return opened.refuse_with(Reason::CONNECTION_RATE_EXCEEDED, properties).await;
         }
         let instance = property(&connect, INSTANCE_PROPERTY);
-        let caller = live::Caller { edge, lane, instance };
+        let backlog = live::Backlog::read(property(&connect, BACKLOG_PROPERTY));
+        let caller = live::Caller { edge, lane, instance, backlog };
         // From here on an older connection is told to go, so that marks are read after its last upload was submitted
         // or else its uploads meet ours in the log's order: both ways each is applied once.
         let registration = self.live.enter(caller, wall_ms(), address);

@@ -82,7 +82,13 @@ const streamRow = (now, stream) => {
 const edgeRow = (now, edge) => {
   const name = el("td", { class: "name" });
   name.append(el("span", { class: edge.connected ? "dot on" : "dot", title: edge.connected ? "connected" : "offline" }), edge.id);
-  const lanes = edge.lanes.length ? edge.lanes.map((lane) => lane.lane).join(", ") : "offline";
+  const alarms = edge.alarms ?? [];
+  if (alarms.length) name.append(el("span", { class: "warn" }, ` ${alarms.join(", ")}`));
+  const lane = (lane) => lane.backlog ? `${lane.lane} (${count(lane.backlog)} wait${lane.drained_in_s === null ? "" : `, ${span(lane.drained_in_s)}`})` : lane.lane;
+  const lanes = edge.lanes.length ? edge.lanes.map(lane).join(", ") : "offline";
+  const more = [edge.inventory?.version && `version ${edge.inventory.version}`, ...edge.lanes.map((lane) => `${lane.lane}: ${lane.address}`),
+    ...(edge.inventory?.notes ?? [])];
+  name.title = more.filter(Boolean).join("\n");
   const value = edge.total === undefined ? null : since(now, `e/${edge.id}`, edge.total);
   return el("tr", {}, name, cell(lanes, edge.lanes.length ? "" : "soft"), cell(rate(value), "n"), cell(count(edge.total), "n"),
     cell(count(edge.duplicates), "n"), cell(count(edge.declared_lost), edge.declared_lost ? "n warn" : "n"), cell(ago(edge.last_ms)));

@@ -33,6 +33,10 @@ use crate::{
 
 /// Stream of everything that no rule takes.
 pub const CATCH_ALL: &str = "mqtt.messages";
+/// What edges say of themselves, and where it goes unless a rule says otherwise: apart from what devices say.
+pub const EDGES_FILTER: &str = "tributary/+/inventory";
+/// See [`EDGES_FILTER`].
+pub const EDGES: &str = "tributary.edges";
 /// Header that carries the topic where the key is something else.
 pub const TOPIC_HEADER: &str = tributary_shared::record::mqtt::header::TOPIC;
 /// Streams that routing itself may bring a log to. Devices choose topic levels, so templates need an end: when there
@@ -121,6 +125,7 @@ pub struct Routes {
     rules: Vec<Rule>,
     compiled: Vec<Compiled>,
     catch_all: Arc<str>,
+    edges: Arc<str>,
 }
 
 #[derive(Debug, Clone)]
@@ -142,7 +147,7 @@ impl Routes {
             .enumerate()
             .map(|(index, rule)| compile(index + 1, rule))
             .collect::<Result<_, _>>()?;
-        Ok(Self { rules, compiled, catch_all: CATCH_ALL.into() })
+        Ok(Self { rules, compiled, catch_all: CATCH_ALL.into(), edges: EDGES.into() })
     }
 
     /// As they were given.
@@ -154,8 +159,9 @@ impl Routes {
     pub fn target(&self, topic: &str) -> Target {
         let Some(rule) = self.compiled.iter().find(|rule| filter::matches(&rule.filter, topic))
         else {
+            let edges = filter::matches(EDGES_FILTER, topic);
             return Target {
-                stream: self.catch_all.clone(),
+                stream: if edges { self.edges.clone() } else { self.catch_all.clone() },
                 key: None,
                 rule: PartitionRule::default(),
             };
@@ -178,7 +184,8 @@ impl Routes {
 
 impl Default for Routes {
     fn default() -> Self {
-        Self { rules: Vec::new(), compiled: Vec::new(), catch_all: CATCH_ALL.into() }
+        let (catch_all, edges) = (CATCH_ALL.into(), EDGES.into());
+        Self { rules: Vec::new(), compiled: Vec::new(), catch_all, edges }
     }
 }
 
@@ -336,6 +343,8 @@ mod tests {
             ("gw 1/status", "status.gw_x201", Some("k-gw 1-gw 1/status")),
             ("/status", "status.", Some("k--/status")),
             ("other", CATCH_ALL, None),
+            ("tributary/gw1/inventory", EDGES, None),
+            ("tributary/gw1/inventory/x", CATCH_ALL, None),
             ("$SYS/status", CATCH_ALL, None),
             ("a/status/b", CATCH_ALL, None),
         ] {

@@ -80,6 +80,11 @@ impl Shown {
         *self.open.lock().unwrap_or_else(PoisonError::into_inner) = open;
     }
 
+    /// All numbers now.
+    pub(crate) fn reading(&self) -> Reading {
+        Reading::take(self)
+    }
+
     /// What it shows of access.
     pub fn access(&self) -> &Access {
         &self.access

@@ -102,7 +102,7 @@ pub struct Lane {
 }
 
 impl Reading {
-    pub(super) fn take(shown: &Shown) -> Self {
+    pub(crate) fn take(shown: &Shown) -> Self {
         let status = &shown.status;
         let lanes: Vec<Lane> = status.lanes().iter().map(|lane| Lane::take(lane)).collect();
         let total = |number: fn(&Lane) -> u64| lanes.iter().map(number).sum();

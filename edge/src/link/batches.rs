@@ -25,6 +25,7 @@ use tokio::{sync::mpsc, time::timeout};
 use tributary_shared::tasks;
 
 use super::{Answer, Caller, Dial, Link, Pipe, Report, Upload, Welcome, reasons, tls};
+use crate::{admin::age_s, status::LaneStatus};
 
 /// More than any window: rumqttc's own limits are never met.
 const LIMIT: u16 = 1024;
@@ -113,6 +114,7 @@ pub(super) fn options(caller: &Caller) -> Result<MqttOptions, String> {
             ("tributary-edge".to_owned(), caller.edge_id.clone()),
             ("tributary-lane".to_owned(), caller.lane.clone()),
             ("tributary-instance".to_owned(), INSTANCE.clone()),
+            ("tributary-backlog".to_owned(), backlog(&caller.status)),
         ]);
     if let Some((user, password)) = &caller.login {
         options.set_credentials(user, password);
@@ -122,6 +124,12 @@ pub(super) fn options(caller: &Caller) -> Result<MqttOptions, String> {
     options.set_network_options(network);
     options.set_transport(tls::transport(&caller.address, &caller.identity)?);
     Ok(options)
+}
+
+/// What waits to be sent, for whoever watches the fleet: messages, bytes, seconds of the oldest. In CONNECT nothing is ahead
+/// of it.
+fn backlog(lane: &LaneStatus) -> String {
+    format!("{}:{}:{}", lane.messages.get(), lane.bytes.get(), age_s(lane))
 }
 
 pub(super) async fn connected(events: &mut EventLoop, host: &str) -> Result<ConnAck, String> {

@@ -27,7 +27,7 @@ pub use batches::Batches;
 pub use down::{Down, Filter, Listening};
 pub use plain::{Care, Plain};
 
-use crate::enrol::Identity;
+use crate::{enrol::Identity, status::LaneStatus};
 
 /// For the last words to be written.
 const GOODBYE: Duration = Duration::from_millis(200);
@@ -79,6 +79,8 @@ pub struct Caller {
     pub edge_id: String,
     /// Lane.
     pub lane: String,
+    /// What waits in it.
+    pub status: Arc<LaneStatus>,
     /// Until CONNACK.
     pub connect_timeout: Duration,
     /// Pings.

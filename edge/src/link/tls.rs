@@ -150,6 +150,7 @@ mod tests {
             address: Address::parse(&format!("mqtts://{host}:{port}")).unwrap(),
             edge_id: "gw1".to_owned(),
             lane: "normal".to_owned(),
+            status: Arc::default(),
             connect_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(30),
             login: None,

@@ -403,3 +403,18 @@ async fn an_absurd_time_neither_pins_nor_deletes_what_others_sent() {
     door.log.run_retention(wall_ms() + 9 * day).await.unwrap();
     assert!(door.log.watermarks(partition).unwrap().start == 3, "2036 keeps nothing");
 }
+
+#[tokio::test]
+async fn what_an_edge_says_of_itself_has_a_stream_and_is_shown() {
+    let door = Door::open(Vec::new()).await;
+    let (mut edge, _) = Edge::connect(&door, "gw1").await;
+    let said = "{\"version\":\"9\"}";
+    // Of another edge it is a message like any.
+    let records =
+        [("t", "data"), ("tributary/gw1/inventory", said), ("tributary/gw2/inventory", "x")];
+    edge.upload("gw1", 7, 0, &records).await;
+    assert_eq!(edge.ack().await.reason, Reason::SUCCESS);
+    assert_eq!(door.values("tributary.edges").await, [said, "x"]);
+    assert_eq!(door.values(CATCH_ALL).await, ["data"]);
+    assert_eq!(door.bridge.live().view(0)[0].inventory["version"], "9");
+}

@@ -2,11 +2,10 @@
 //!
 //! No decision of the edge needs the time, but message times, expiry, certificates and tokens do.
 
-use std::{path::Path, process::Command};
-
 use tributary_shared::clock::wall_ms;
 
 use super::Finding;
+use crate::inventory::clock::synchronised;
 
 /// 2026-01-01, ms: it is never earlier than that.
 const WRITTEN_MS: i64 = 1_767_225_600_000;
@@ -23,21 +22,6 @@ fn finding(wall_ms: i64, synchronised: Option<bool>) -> Finding {
         (_, Some(true)) => Finding::ok("clock: synchronised"),
         (_, Some(false)) => Finding::warn("clock: not synchronised", keep),
         (_, None) => Finding::warn("clock: nothing here says whether it is synchronised", keep),
-    }
-}
-
-/// What the system says; `None`: nothing.
-fn synchronised() -> Option<bool> {
-    if Path::new("/run/systemd/timesync/synchronized").exists() {
-        return Some(true);
-    }
-    let mut asked = Command::new("timedatectl");
-    asked.args(["show", "--property=NTPSynchronized", "--value"]);
-    let answer = asked.output().ok().filter(|answer| answer.status.success())?;
-    match answer.stdout.trim_ascii() {
-        b"yes" => Some(true),
-        b"no" => Some(false),
-        _ => None,
     }
 }
 

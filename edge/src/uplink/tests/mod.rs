@@ -287,6 +287,7 @@ impl Edge {
                 identity: crate::enrol::Identity::new(&crate::config::Config::default()),
                 edge_id: "gw1".to_owned(),
                 lane: "normal".to_owned(),
+                status: Arc::default(),
                 connect_timeout: Duration::from_secs(10),
                 keep_alive: Duration::from_secs(30),
                 login: None,
