@@ -55,9 +55,9 @@ tributary_shared::settings! {
         /// PEM file: its private key.
         pub key: String = String::new(),
         /// Batches sent and not yet confirmed, a lane.
-        pub window_batches: usize = 16 => 1..=512,
-        /// Bytes of such batches; one batch is always allowed.
-        pub window_bytes: usize = 1024 * 1024 => 4096..=67_108_864,
+        pub window_batches: usize = 64 => 1..=512,
+        /// Bytes of such batches, at most; one batch is always allowed. Less is under way on a line that carries less.
+        pub window_bytes: usize = 2 * 1024 * 1024 => 4096..=67_108_864,
         /// Milliseconds the cloud may take for the next confirmation; then the connection is given up.
         pub ack_timeout_ms: u64 = 30_000 => 100..=600_000,
         /// Milliseconds from dialling to CONNACK.

@@ -136,3 +136,30 @@ fn an_alarm_does_not_wait_behind_a_backlog_on_a_line_with_a_limit() {
         [&alarms, &bulk].iter().flat_map(|l| &l.sent).map(|(_, u)| u.payload.len()).sum();
     assert!((1_000_000..1_220_000).contains(&bytes), "{bytes} in a minute");
 }
+
+#[test]
+fn batches_of_a_hundred_messages_fill_a_long_line() {
+    // 10 and 20 Mbit/s, 100 ms there and back; a hundred telemetry messages are about 4 KB.
+    for rate in [1.25e6, 2.5e6] {
+        let mut lane = Lane::new(&Settings::default(), &Share::new(0), u64::MAX >> 8, 4_000);
+        let start = Instant::now();
+        let (mut now, mut free, mut done, mut came) = (start, start, 0, 0.0);
+        let mut answers = std::collections::VecDeque::new();
+        lane.connect(64, now);
+        while now < start + MS * 20_000 {
+            let before = lane.sent.len();
+            lane.go(now).unwrap();
+            for (_, upload) in lane.sent.iter().skip(before) {
+                let bytes = upload.payload.len() as f64;
+                free = free.max(now) + Duration::from_secs_f64(bytes / rate);
+                answers.push_back((free + MS * 100, bytes));
+            }
+            let (at, bytes) = answers.pop_front().unwrap();
+            now = now.max(at);
+            came += bytes;
+            lane.sending.answered(done, Answer::Done, now);
+            done += 1;
+        }
+        assert!(came > 0.8 * rate * 20.0, "{} % of {rate}", 100.0 * came / (rate * 20.0));
+    }
+}
