@@ -9,13 +9,18 @@
 use std::{
     io::Write as _,
     net::{SocketAddr, ToSocketAddrs as _},
+    sync::Arc,
     time::Duration,
 };
 
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tributary_shared::{
-    net::{self, BindError, Exposed, Exposure, Gate, Listener, check_exposure, listener::Bound},
+    net::{
+        self, BindError, Exposed, Exposure, Gate, Listener, check_exposure,
+        listener::Bound,
+        tls::{Tls, TlsError},
+    },
     tasks,
 };
 
@@ -24,6 +29,7 @@ use crate::{
     bridge::Bridge,
     config::{Config, Listen},
     engine::{self, EngineError},
+    enrol::{Enrol, EnrolError, est},
     group::Groups,
     kafka,
     listen::{self, Door, DoorError},
@@ -52,6 +58,12 @@ pub enum AppError {
     Bind(#[from] BindError),
     #[error(transparent)]
     Door(#[from] DoorError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("enrolment: {0}")]
+    Enrol(#[from] EnrolError),
+    #[error("`listen.est` is set and `enrol.ca` is not: there is no authority to enrol with")]
+    NoAuthority,
     #[error("data at {url} cannot be opened: {error}")]
     Engine { url: String, error: EngineError },
     #[error("data at {url} cannot be opened: {error}")]
@@ -69,6 +81,7 @@ pub enum AppError {
 struct Listeners {
     mqtt: TcpListener,
     edges: Vec<(Listener, Bound)>,
+    est: Option<(TcpListener, Arc<Tls>)>,
     kafka: TcpListener,
     amqp: TcpListener,
     admin: TcpListener,
@@ -77,6 +90,7 @@ struct Listeners {
 /// What every head is built from.
 struct Parts {
     log: Log,
+    enrol: Enrol,
     routing: Routing,
     status: Status,
     stop: CancellationToken,
@@ -91,7 +105,8 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppErr
     let status = Status::default();
     let ready = ready_line(&listeners);
     let heads_stop = stop.child_token();
-    let parts = Parts { log, routing, status: status.clone(), stop: heads_stop.clone() };
+    let enrol = Enrol::open(log.clone(), config.enrol.clone()).await?;
+    let parts = Parts { log, enrol, routing, status: status.clone(), stop: heads_stop.clone() };
     let mut heads = start(&parts, &config, listeners);
     status.set_ready(true);
     say(&ready);
@@ -121,12 +136,13 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppErr
 
 /// Starts all heads; a task that ends says why.
 fn start(parts: &Parts, config: &Config, listeners: Listeners) -> JoinSet<String> {
-    let Parts { log, routing, status, stop } = parts;
+    let Parts { log, enrol, routing, status, stop } = parts;
     let mut heads = JoinSet::new();
     let bridge = Bridge::new(log.clone(), routing.clone(), config.bridge.clone());
     let shown = admin::Shown {
         log: log.clone(),
         bridge: bridge.clone(),
+        enrol: enrol.clone(),
         routing: routing.clone(),
         status: status.clone(),
     };
@@ -137,7 +153,17 @@ fn start(parts: &Parts, config: &Config, listeners: Listeners) -> JoinSet<String
     let (clients, broker) =
         mqtt::open(log.clone(), routing.clone(), config.mqtt.clone(), &gate, status, stop.clone());
     heads.spawn(async move { said("MQTT", broker.await) });
-    let door = Door { bridge, clients, stop: stop.clone() };
+    let door = Door { bridge, clients, enrol: enrol.clone(), stop: stop.clone() };
+    let tls = listeners.edges.iter().filter_map(|(listener, _)| listener.tls.clone());
+    let tls: Vec<_> = tls.chain(listeners.est.iter().map(|(_, tls)| tls.clone())).collect();
+    tasks::spawn("certificates", listen::follow(tls, stop.clone()));
+    if let Some((listener, tls)) = listeners.est {
+        let serving = est::serve(listener, tls, enrol.clone(), stop.clone());
+        heads.spawn(async move {
+            serving.await;
+            "the EST listener ended".to_owned()
+        });
+    }
     let listening = door.serve(listeners.mqtt, listeners.edges, gate);
     heads.spawn(async move {
         listening.await;
@@ -183,21 +209,40 @@ async fn bind(config: &Config) -> Result<Listeners, AppError> {
     let listen = &config.listen;
     Ok(Listeners {
         edges: listen::open(&config.listeners, listen.allow_insecure).await?,
-        mqtt: bind_one(listen, "listen.mqtt", &listen.mqtt)?,
-        kafka: bind_one(listen, "listen.kafka", &listen.kafka)?,
-        amqp: bind_one(listen, "listen.amqp", &listen.amqp)?,
-        admin: bind_one(listen, "listen.admin", &listen.admin)?,
+        est: bind_est(config)?,
+        mqtt: bind_one(listen, "listen.mqtt", &listen.mqtt, false)?,
+        kafka: bind_one(listen, "listen.kafka", &listen.kafka, false)?,
+        amqp: bind_one(listen, "listen.amqp", &listen.amqp, false)?,
+        admin: bind_one(listen, "listen.admin", &listen.admin, false)?,
     })
 }
 
-fn bind_one(listen: &Listen, setting: &'static str, text: &str) -> Result<TcpListener, AppError> {
+/// EST proves who is who by a token or a certificate.
+fn bind_est(config: &Config) -> Result<Option<(TcpListener, Arc<Tls>)>, AppError> {
+    let address = &config.listen.est;
+    if address.is_empty() {
+        return Ok(None);
+    }
+    if config.enrol.ca.is_empty() {
+        return Err(AppError::NoAuthority);
+    }
+    let tls = est::tls(&config.enrol)?;
+    Ok(Some((bind_one(&config.listen, "listen.est", address, true)?, tls)))
+}
+
+fn bind_one(
+    listen: &Listen,
+    setting: &'static str,
+    text: &str,
+    secured: bool,
+) -> Result<TcpListener, AppError> {
     let mut addresses = text.to_socket_addrs().map_err(|error| AppError::Address {
         setting,
         text: text.to_owned(),
         error,
     })?;
     let address = addresses.next().ok_or_else(|| AppError::NoAddress(setting, text.to_owned()))?;
-    let exposure = Exposure { address, setting, tls: false, authentication: false };
+    let exposure = Exposure { address, setting, tls: secured, authentication: secured };
     check_exposure(exposure, listen.allow_insecure)?;
     Ok(net::bind(address, setting)?)
 }
@@ -212,6 +257,9 @@ fn ready_line(listeners: &Listeners) -> String {
         "amqp": address(&listeners.amqp), "admin": address(&listeners.admin),
     });
     if let Some(addresses) = addresses.as_object_mut() {
+        if let Some((listener, _)) = &listeners.est {
+            addresses.insert("est".to_owned(), address(listener).into());
+        }
         for (listener, _) in &listeners.edges {
             addresses.insert(listener.setting.clone(), listener.address.to_string().into());
         }

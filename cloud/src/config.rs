@@ -4,7 +4,7 @@
 
 use tributary_shared::{net, telemetry};
 
-use crate::{amqp, bridge, engine, group, kafka, log, mqtt, route::Rule};
+use crate::{amqp, bridge, engine, enrol, group, kafka, log, mqtt, route::Rule};
 
 tributary_shared::settings! {
     /// Addresses of the listeners. Port 0 picks a free one. Beyond loopback TLS and authentication are needed.
@@ -15,6 +15,8 @@ tributary_shared::settings! {
         pub kafka: String = "127.0.0.1:9092".into(),
         /// AMQP 0-9-1 clients.
         pub amqp: String = "127.0.0.1:5672".into(),
+        /// Enrolment of edges (EST), with TLS. Empty: none.
+        pub est: String = String::new(),
         /// HTTP: health, metrics, JSON API, console.
         pub admin: String = "127.0.0.1:8080".into(),
         /// MQTT connections at once, edges and clients together.
@@ -59,6 +61,8 @@ tributary_shared::settings! {
         pub log: log::Settings = log::Settings::default(),
         /// The bridge: the door for edges on the MQTT listener.
         pub bridge: bridge::Settings = bridge::Settings::default(),
+        /// Enrolment of edges (EST, RFC 7030): the fleet's authority, made by `tributary-cloud ca init`.
+        pub enrol: enrol::Settings = enrol::Settings::default(),
         /// MQTT clients at the cloud.
         pub mqtt: mqtt::Settings = mqtt::Settings::default(),
         /// Kafka: what clients are told, and limits.

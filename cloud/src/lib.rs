@@ -8,6 +8,7 @@ pub mod app;
 pub mod bridge;
 pub mod config;
 pub mod engine;
+pub mod enrol;
 pub mod group;
 pub mod kafka;
 pub mod listen;

@@ -6,30 +6,41 @@
 //! ```
 //! Change here: who is handed to whom. Not here: limits of accepting (`shared::net`), what either does with a connection.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytestring::ByteString;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     task::JoinSet,
-    time::Instant,
+    time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 use tributary_shared::{
-    auth::{self, Certificate, Identities, Method},
+    auth::{self, Certificate, Identities, Method, certificate::facts},
     connection::{self, Opened, handshake},
-    mqtt::Reason,
+    mqtt::{Reason, packet::Connect},
     net::{
         Admitted, Gate, Listener, Stream, accept,
         listener::{Arrived, Bound, Common, ListenError, Settings},
+        tls::Tls,
     },
     telemetry::brief,
 };
 
 use crate::{
     bridge::{self, Bridge},
+    enrol::Enrol,
     mqtt::{self, Clients},
 };
+
+/// How often files with certificates are looked at.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// Who serves whom. Cheap to clone.
 #[derive(Clone)]
@@ -38,6 +49,8 @@ pub struct Door {
     pub bridge: Bridge,
     /// Everyone else.
     pub clients: Clients,
+    /// Who may not come in.
+    pub enrol: Enrol,
     /// The end.
     pub stop: CancellationToken,
 }
@@ -79,6 +92,30 @@ pub async fn open(
     Ok(all)
 }
 
+/// Takes certificates that were put in the place of others, until `stop`. Bad ones change nothing.
+pub async fn follow(all: Vec<Arc<Tls>>, stop: CancellationToken) {
+    let stamp = |file: &String| fs::metadata(file).and_then(|data| data.modified()).ok();
+    let stamps = |tls: &Tls| tls.files().map(stamp).collect::<Vec<Option<SystemTime>>>();
+    let mut seen: Vec<_> = all.iter().map(|tls| stamps(tls)).collect();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(LOOK) => {}
+        }
+        for (tls, seen) in all.iter().zip(&mut seen) {
+            let now = stamps(tls);
+            if *seen == now {
+                continue;
+            }
+            *seen = now;
+            match tls.reload() {
+                Ok(()) => tracing::info!("new certificates are in force"),
+                Err(error) => tracing::error!(%error, "new certificates are not taken"),
+            }
+        }
+    }
+}
+
 impl Door {
     /// Serves all until the stop, and until the connections have ended.
     pub async fn serve(self, plain: TcpListener, secured: Vec<(Listener, Bound)>, gate: Arc<Gate>) {
@@ -100,11 +137,35 @@ impl Door {
             Err(refused) => tracing::debug!(%address, %refused, "no MQTT connection"),
             Ok(opened) => {
                 admitted.handshake_done();
-                if bridge::is_edge(&opened.connect) {
-                    self.bridge.serve(opened, address.to_string(), self.stop).await;
-                } else {
-                    self.clients.serve(opened, Some(address)).await;
+                match edge_of(&opened.connect).map(str::to_owned) {
+                    Some(id) => self.edge(opened, &id, "", Some(address)).await,
+                    None => self.clients.serve(opened, Some(address)).await,
                 }
+            }
+        }
+    }
+
+    /// An edge that is who it says, as long as it is not denied.
+    async fn edge<S>(&self, opened: Opened<S>, id: &str, serial: &str, from: Option<SocketAddr>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let address = from.map(|from| from.to_string()).unwrap_or_default();
+        if self.enrol.is_denied(id, serial) {
+            let id = brief(id);
+            tracing::warn!(edge = id, serial, address, "refused: on the deny list");
+            return opened.refuse(Reason::NOT_AUTHORIZED).await;
+        }
+        let serving = async {
+            match bridge::edge(&opened.connect) {
+                Some(_) => self.bridge.serve(opened, address, self.stop.clone()).await,
+                None => self.clients.serve(opened, from).await,
+            }
+        };
+        tokio::select! {
+            () = serving => {}
+            () = self.enrol.denial(id, serial) => {
+                tracing::warn!(edge = id, serial, "an edge is cut off: it is on the deny list now");
             }
         }
     }
@@ -125,23 +186,22 @@ impl Door {
         let (Some(held), Some(id)) = (held, named(&opened, certificate, &address)) else {
             return opened.refuse(Reason::NOT_AUTHORIZED).await;
         };
-        let Self { bridge, clients, stop } = self;
-        let serving = async {
-            match bridge::is_edge(&opened.connect) {
-                true => bridge.serve(opened, address, stop).await,
-                false => clients.serve(opened, from).await,
-            }
-        };
+        let serial = facts(held.certificate()).map(|facts| facts.serial).unwrap_or_default();
         tokio::select! {
-            () = serving => {}
+            () = self.edge(opened, &id, &serial, from) => {}
             () = held.ended() => tracing::warn!(edge = %id, "an edge is cut off: its certificate has ended, or is not trusted any more"),
         }
     }
 }
 
+/// The edge that a CONNECT speaks of, whether to bring messages or to hear commands.
+fn edge_of(connect: &Connect) -> Option<&str> {
+    bridge::edge(connect).or_else(|| mqtt::listening_edge(connect))
+}
+
 /// The edge that a certificate proves, if it is the one that CONNECT speaks of.
 fn named(opened: &Opened<Stream>, certificate: Certificate, address: &str) -> Option<ByteString> {
-    let said = bridge::edge(&opened.connect).or_else(|| mqtt::listening_edge(&opened.connect));
+    let said = edge_of(&opened.connect);
     match (certificate, said) {
         (Certificate::Named(name), Some(said)) if name == said => return Some(name),
         (Certificate::Named(certificate), Some(said)) => {

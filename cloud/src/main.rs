@@ -1,9 +1,13 @@
 //! Arguments, settings, start, wait for a signal; no logic.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
-use tributary_cloud::{app, config::Config};
+use tributary_cloud::{
+    app,
+    config::Config,
+    enrol::command::{Ca, Enroll},
+};
 use tributary_shared::{
     config::{ConfigError, Loader},
     program, telemetry,
@@ -21,6 +25,11 @@ struct Arguments {
 enum Command {
     /// Run the cloud until SIGTERM or SIGINT. Prints one line `ready {addresses as JSON}` when all listeners serve.
     Serve(Serve),
+    /// Make the files of the fleet's authority.
+    #[command(subcommand)]
+    Ca(Ca),
+    /// Say who may be an edge: tokens, the deny list.
+    Enroll(Enroll),
 }
 
 /// Flags override environment variables (TRIBUTARY_SECTION__KEY), which override the settings file, which overrides the
@@ -69,8 +78,18 @@ impl Serve {
 }
 
 fn main() -> ExitCode {
-    let Command::Serve(serve) = Arguments::parse().command;
-    program::end("tributary-cloud", run(&serve), |_| ExitCode::FAILURE)
+    let outcome = match Arguments::parse().command {
+        Command::Serve(serve) => run(&serve),
+        Command::Ca(ca) => ca.run().and_then(|text| say(&text)),
+        Command::Enroll(enroll) => enroll.run().and_then(|text| say(&text)),
+    };
+    program::end("tributary-cloud", outcome, |_| ExitCode::FAILURE)
+}
+
+/// To stdout.
+fn say(text: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let mut out = std::io::stdout().lock();
+    Ok(out.write_all(text.as_bytes()).and_then(|()| out.flush())?)
 }
 
 fn run(serve: &Serve) -> Result<(), Box<dyn std::error::Error>> {

@@ -40,7 +40,7 @@ use crate::{
     broker::Broker,
     config::Config,
     downlink::{Document, Downlink, Takers},
-    enrol::Identity,
+    enrol::{self, Identity},
     inventory,
     link::{Address, Batches, Caller, Care, Dial, Plain},
     listen::{self, Door},
@@ -265,7 +265,7 @@ async fn run(
         });
     }
     let uplinks_stop = CancellationToken::new();
-    let mut uplinks = start_uplinks(config, &store, &uplinks_stop)?;
+    let mut uplinks = start_uplinks(config, &store, status, &uplinks_stop)?;
     status.serving.store(true, Relaxed);
     ready(alive);
     let outcome = tokio::select! {
@@ -345,11 +345,18 @@ fn downlink(
 fn start_uplinks(
     config: &Config,
     store: &Store,
+    status: &Arc<Status>,
     stop: &CancellationToken,
 ) -> Result<JoinSet<Result<(), AppError>>, AppError> {
     let mut uplinks = JoinSet::new();
     let settings = &config.uplink;
     let share = Share::new(settings.bytes_per_s);
+    let identity = Identity::new(config);
+    let renewing = enrol::run(identity, status.clone(), stop.clone());
+    uplinks.spawn(async move {
+        renewing.await;
+        Ok(())
+    });
     for lane in store.lanes() {
         let Some(caller) = caller(config, lane.status.clone())? else { return Ok(uplinks) };
         let part = Part { store: store.clone(), lane: lane.clone(), share: share.lane() };

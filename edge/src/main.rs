@@ -8,6 +8,7 @@ use tributary_edge::{
     app::{self, AppError},
     command::{
         Failed, check, doctor,
+        enrol::Enrol,
         passwd::{self, Change},
         publish::Pub,
         quarantine::Quarantine,
@@ -62,6 +63,13 @@ enum Command {
     ///
     /// Example: tributary-edge doctor --config /etc/tributary/edge.toml
     Doctor(Serve),
+    /// Get this edge's certificate from its cloud, with a one-time token.
+    ///
+    /// Makes a key on this machine, and stores it with the certificate and the fleet's authority in the data folder. Run it
+    /// as the user of the service.
+    ///
+    /// Example: tributary-cloud enroll token --edge gw7 | ssh gw7 tributary-edge enrol --data /var/lib/tributary-edge -
+    Enrol(Enrol),
     /// Show what a running edge does, live.
     ///
     /// Connections, rates, queues, what waits for the cloud and how long that will take, disk, problems. Reads the edge's
@@ -116,6 +124,7 @@ fn main() -> ExitCode {
         Command::Serve(serve) => run(&serve),
         Command::Check(serve) => check(&serve),
         Command::Passwd(passwd) => passwd.run(),
+        Command::Enrol(enrol) => client(enrol.run()),
         Command::Doctor(serve) => client(doctor::run(&serve)),
         Command::Status(status) => client(status.run()),
         Command::Quarantine(quarantine) => quarantine.run().map_err(Into::into),

@@ -93,6 +93,12 @@ pub struct Status {
     pub store_ready: AtomicBool,
     /// Damaged files put aside at start.
     pub salvaged_files: Number,
+    /// When the certificate that this edge shows its cloud ends, seconds since 1970; 0 = there is none.
+    pub certificate_until_s: Number,
+    /// Times it was renewed.
+    pub certificate_renewals: Number,
+    /// Times that failed.
+    pub certificate_failures: Number,
     /// Listener is open and the broker runs.
     pub serving: AtomicBool,
     /// Commands from the cloud.

@@ -9,6 +9,7 @@ pub mod backoff;
 pub mod clock;
 pub mod config;
 pub mod connection;
+pub mod enrol;
 pub mod message;
 pub mod mqtt;
 pub mod net;

@@ -3,12 +3,14 @@
 //! ```text
 //! /health/live  /health/ready  /metrics     machines
 //! /api/...                                  JSON (`api`)
+//! /api/enrol/...                            who may be an edge (`enrol`): asked for on this machine only
 //! /                                         the console, embedded (`console`); it uses only /api
 //! ```
 //! Change here: which pages there are. Not here: what the numbers mean (`status`, each part).
 
 mod api;
 mod console;
+mod enrol;
 mod metrics;
 #[cfg(test)]
 mod tests;
@@ -17,17 +19,18 @@ use std::{io, net::SocketAddr};
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{State, connect_info::Connected},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
+    serve::IncomingStream,
 };
 use serde_json::json;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tributary_shared::net::patient::{Patient, Visit};
 
-use crate::{bridge::Bridge, log::Log, route::Routing, status::Status};
+use crate::{bridge::Bridge, enrol::Enrol, log::Log, route::Routing, status::Status};
 
 /// What the pages show.
 #[derive(Clone)]
@@ -36,6 +39,8 @@ pub struct Shown {
     pub log: Log,
     /// Edges.
     pub bridge: Bridge,
+    /// Who may be an edge.
+    pub enrol: Enrol,
     /// Routes.
     pub routing: Routing,
     /// Numbers and readiness.
@@ -49,7 +54,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     metrics::publish(&shown);
-    let app = router(shown);
+    let app = router(shown).into_make_service_with_connect_info::<Peer>();
     axum::serve(Door(Patient::new(listener)), app)
         .with_graceful_shutdown(stop.cancelled_owned())
         .await
@@ -70,13 +75,23 @@ impl axum::serve::Listener for Door {
     }
 }
 
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy)]
+struct Peer(SocketAddr);
+
+impl Connected<IncomingStream<'_, Door>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Door>) -> Self {
+        Self(*stream.remote_addr())
+    }
+}
+
 fn router(shown: Shown) -> Router {
     Router::new()
         .route("/health", get(ready))
         .route("/health/live", get(live))
         .route("/health/ready", get(ready))
         .route("/metrics", get(metrics_page))
-        .nest("/api", api::router())
+        .nest("/api", api::router().nest("/enrol", enrol::router()))
         .merge(console::router())
         .fallback(async || Failure::NotFound("page"))
         .with_state(shown)

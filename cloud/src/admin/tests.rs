@@ -34,7 +34,8 @@ async fn the_pages_say_what_is_there() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
-    let shown = Shown { log, bridge, routing, status: status.clone() };
+    let enrol = Enrol::open(log.clone(), crate::enrol::Settings::default()).await.unwrap();
+    let shown = Shown { log, bridge, enrol, routing, status: status.clone() };
     let serving = tributary_shared::tasks::spawn("admin", serve(listener, shown, stop.clone()));
 
     assert_eq!(get(address, "/health/live").await.0, 200);

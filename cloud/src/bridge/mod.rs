@@ -110,12 +110,7 @@ pub struct Bridge {
     admission: Arc<Admission>,
 }
 
-/// Whether a CONNECT is an edge's. Only version 5 can say so.
-pub fn is_edge(connect: &Connect) -> bool {
-    edge(connect).is_some()
-}
-
-/// The edge that a CONNECT says it is of.
+/// The edge that a CONNECT says it is of. Only version 5 can say so.
 pub fn edge(connect: &Connect) -> Option<&str> {
     property(connect, EDGE_PROPERTY).filter(|_| connect.version == Version::V5)
 }

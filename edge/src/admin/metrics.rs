@@ -40,6 +40,7 @@ pub(super) fn render(shown: &Shown) -> String {
     page.gauge("ready", "1 while the broker serves", u64::from(status.serving.load(Relaxed)));
     page.gauge("uptime_seconds", "Seconds since the start", shown.started.elapsed().as_secs());
     page.gauge("resident_bytes", "Resident memory", resident_bytes());
+    certificate(&mut page, status);
     page.counter("task_panics_total", "Panics of tasks", tasks::panics());
     messages(&mut page, status);
     commits(&mut page, status);
@@ -69,6 +70,41 @@ fn commands(page: &mut Page, status: &Status) {
     let help = "Messages from the cloud that are not on disk yet";
     page.gauge("down_waiting", help, down.waiting.get());
 }
+
+/// Of the way to the cloud.
+fn certificate(page: &mut Page, status: &Status) {
+    let until_s = status.certificate_until_s.get();
+    if until_s == 0 {
+        return;
+    }
+    page.gauge(
+        "uplink_certificate_expires_seconds",
+        "When the certificate shown to the cloud ends, seconds since 1970",
+        until_s,
+    );
+    let days = days_left(until_s);
+    page.gauge("uplink_certificate_days_left", "Days until then", days);
+    page.gauge("uplink_certificate_ending", "1 in the last week", u64::from(days < LAST_DAYS));
+    page.counter(
+        "uplink_certificate_renewals_total",
+        "Times it was renewed",
+        status.certificate_renewals.get(),
+    );
+    page.counter(
+        "uplink_certificate_failures_total",
+        "Times it could not be renewed",
+        status.certificate_failures.get(),
+    );
+}
+
+/// Whole days until a time, seconds since 1970; none after it.
+pub(super) fn days_left(until_s: u64) -> u64 {
+    let now_s = u64::try_from(tributary_shared::clock::wall_ms() / 1_000).unwrap_or_default();
+    until_s.saturating_sub(now_s) / 86_400
+}
+
+/// A certificate that was not renewed by then is a person's matter.
+pub(super) const LAST_DAYS: u64 = 7;
 
 fn messages(page: &mut Page, status: &Status) {
     page.counter("messages_in_total", "PUBLISH packets received", status.messages_in.get());

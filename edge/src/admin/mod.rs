@@ -133,6 +133,13 @@ impl Shown {
                 "settings or files of access could not be read again; see the log".to_owned(),
             );
         }
+        let until_s = self.status.certificate_until_s.get();
+        if until_s > 0 && metrics::days_left(until_s) < metrics::LAST_DAYS {
+            let days = metrics::days_left(until_s);
+            notes.push(format!(
+                "the certificate for the cloud ends in {days} days and was not renewed; see the log, or enrol again"
+            ));
+        }
         if self.status.salvaged_files.get() > 0 {
             notes.push("a damaged store was put aside at start".to_owned());
         }

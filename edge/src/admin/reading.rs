@@ -8,7 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use serde::{Deserialize, Serialize};
 use tributary_shared::recent::{self, Problem};
 
-use super::{Shown, age_s, drain_s, metrics::resident_bytes};
+use super::{
+    Shown, age_s, drain_s,
+    metrics::{days_left, resident_bytes},
+};
 use crate::{
     pushed,
     status::{DownStatus, LaneStatus, Number},
@@ -51,6 +54,8 @@ pub struct Reading {
     pub quarantined_bytes: u64,
     /// All lanes are connected to the cloud.
     pub connected: bool,
+    /// Days that the certificate shown to the cloud is good; `None`: there is none.
+    pub certificate_days: Option<u64>,
     pub db_bytes: u64,
     /// On the disk with the data folder.
     pub disk_free_bytes: Option<u64>,
@@ -135,6 +140,9 @@ impl Reading {
             quarantined: status.quarantine_messages.get(),
             quarantined_bytes: status.quarantine_bytes.get(),
             connected: !lanes.is_empty() && lanes.iter().all(|lane| lane.connected),
+            certificate_days: Some(status.certificate_until_s.get())
+                .filter(|until_s| *until_s > 0)
+                .map(days_left),
             db_bytes: status.db_bytes.get(),
             disk_free_bytes: shown.disk_free(),
             memory_bytes: resident_bytes(),

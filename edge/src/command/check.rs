@@ -16,6 +16,7 @@ use crate::{
     access::Access,
     app::{self, AppError},
     config::Config,
+    enrol::Identity,
 };
 
 /// A certificate that ends sooner is worth a word.
@@ -47,6 +48,16 @@ fn uplink(out: &mut String, config: &Config) {
     let lanes = config.active_lanes();
     let lanes: Vec<&str> = lanes.iter().map(|lane| lane.name.as_str()).collect();
     let _ = writeln!(out, "Cloud {}, lanes: {}.", config.uplink.cloud, lanes.join(", "));
+    let identity = Identity::new(config);
+    if !config.uplink.cloud.starts_with("mqtts://") {
+        let _ = writeln!(out, "  Without TLS: everybody on the way can read and change all of it.");
+    } else if let Err(error) = identity.client() {
+        let _ = writeln!(out, "  WARNING: no connection is possible: {error}.");
+    } else if let Some(own) = identity.own_facts() {
+        certificate(out, Duration::from_secs(own.until_s));
+    } else {
+        let _ = writeln!(out, "  With TLS; this edge shows no certificate.");
+    }
 }
 
 fn describe(out: &mut String, listener: &Listener) {

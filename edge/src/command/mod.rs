@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! check passwd    settings in plain words; the password file
+//! enrol           a certificate for the way to the cloud
 //! status          what a running edge does
 //! doctor          what an edge needs, each thing looked at
 //! quarantine      what the cloud refused for good
@@ -13,6 +14,7 @@
 pub mod check;
 mod client;
 pub mod doctor;
+pub mod enrol;
 mod http;
 pub mod passwd;
 pub mod publish;

@@ -35,8 +35,14 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     rename(&new, path)
 }
 
+/// A certificate as PEM.
+pub(super) fn certificate_pem(der: &[u8]) -> String {
+    let body = tributary_shared::enrol::to_body(der).replace('\r', "");
+    format!("-----BEGIN CERTIFICATE-----\n{body}-----END CERTIFICATE-----\n")
+}
+
 /// Puts a file in the place of another, durably.
-pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
     match to.parent() {
         Some(folder) => fs::File::open(folder)?.sync_all(),

@@ -22,7 +22,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     version::TLS13,
 };
-use tributary_shared::auth::certificate::{Facts, facts};
+use tributary_shared::auth::certificate::{Facts, facts, principal};
 
 use super::{
     files,
@@ -44,7 +44,7 @@ impl IdentityError {
     }
 }
 
-/// The certificates of this edge. One a process.
+/// The certificates of this edge.
 #[derive(Debug)]
 pub struct Identity {
     folder: PathBuf,
@@ -94,7 +94,7 @@ impl Identity {
         if let Some(made) = made.as_ref().filter(|made| made.from == from) {
             return Ok(Arc::clone(&made.config));
         }
-        let config = Arc::new(self.configuration(&from)?);
+        let config = Arc::new(self.configuration(&from, false)?);
         *made = Some(Made { from, config: Arc::clone(&config) });
         Ok(config)
     }
@@ -103,6 +103,28 @@ impl Identity {
     pub fn own_facts(&self) -> Option<Facts> {
         let bytes = files::read(&self.certificate).ok()?;
         facts(&CertificateDer::from_pem_slice(&bytes).ok()?)
+    }
+
+    /// The name in the certificate that is shown.
+    pub(super) fn own_name(&self) -> Option<String> {
+        let bytes = files::read(&self.certificate).ok()?;
+        Some(principal(&CertificateDer::from_pem_slice(&bytes).ok()?)?.to_string())
+    }
+
+    /// The certificate came by enrolment, and is renewed so.
+    pub(super) fn is_enrolled(&self) -> bool {
+        !self.named && self.folder.join("est").exists()
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// For a connection that tries another key and certificate.
+    pub(super) fn with_pair(&self, pem: &str) -> Result<Arc<ClientConfig>, IdentityError> {
+        let authorities = files::read(&self.ca).map_err(|error| self.no_authority(&error))?;
+        let from = [authorities, pem.as_bytes().to_vec(), pem.as_bytes().to_vec()];
+        self.configuration(&from, false).map(Arc::new)
     }
 
     /// A file of ours; empty if there need be none.
@@ -122,7 +144,11 @@ impl Identity {
         IdentityError::new(&self.ca, error)
     }
 
-    fn configuration(&self, from: &[Vec<u8>; 3]) -> Result<ClientConfig, IdentityError> {
+    fn configuration(
+        &self,
+        from: &[Vec<u8>; 3],
+        first_contact: bool,
+    ) -> Result<ClientConfig, IdentityError> {
         let [authorities, certificate, key] = from;
         let bad = |file: &Path, why: &dyn Display| IdentityError::new(file, why);
         let mut roots = RootCertStore::empty();
@@ -139,7 +165,7 @@ impl Identity {
             inner: inner.build().map_err(|error| bad(&self.ca, &error))?,
             evidence: Arc::clone(&self.evidence),
             own: chain.first().and_then(|own| facts(own)).map(|own| (own.from_s, own.until_s)),
-            first_contact: false,
+            first_contact,
         };
         let builder = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
@@ -153,6 +179,14 @@ impl Identity {
             .map_err(|error| bad(&self.key, &format_args!("no private key: {error}")))?;
         builder.with_client_auth_cert(chain, key).map_err(|error| bad(&self.certificate, &error))
     }
+}
+
+/// For the first connection that trusts a pinned authority, without a certificate of our own.
+pub(super) fn first_contact(folder: &Path, ca: &str) -> Result<Arc<ClientConfig>, IdentityError> {
+    let data = folder.parent().unwrap_or(folder).display().to_string();
+    let identity = Identity::new(&Config { data, ..Config::default() });
+    let from = [ca.as_bytes().to_vec(), Vec::new(), Vec::new()];
+    identity.configuration(&from, true).map(Arc::new)
 }
 
 /// All in a file, at least one.

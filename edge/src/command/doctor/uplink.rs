@@ -13,8 +13,9 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::TlsConnector;
+use tributary_shared::auth::certificate::Facts;
 
-use super::{Finding, certificate};
+use super::Finding;
 use crate::{
     command::client::{Client, Protocol, Server},
     config::Config,
@@ -66,11 +67,8 @@ async fn steps(config: &Config, cloud: &Address, all: &mut Vec<Finding>) -> Resu
     all.push(Finding::ok(format_args!("cloud: port {port} answers in {}", took(began))));
     if *tls {
         let identity = Identity::new(config);
-        if let Some(own) = identity.own_facts() {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let ends = Some(Duration::from_secs(own.until_s));
-            all.push(certificate("this edge", ends, now));
-        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        all.extend(identity.own_facts().map(|own| days_left(&own, now.as_secs())));
         return handshake(&identity, host, stream, all).await;
     }
     let server = Server {
@@ -99,6 +97,24 @@ async fn steps(config: &Config, cloud: &Address, all: &mut Vec<Finding>) -> Resu
             "is it tributary-cloud's MQTT port, and is that ready (/health/ready there)?",
         )),
     }
+}
+
+/// Of the certificate that this edge shows.
+fn days_left(own: &Facts, now_s: u64) -> Finding {
+    let enrol = "enrol again: docs/operating/enrolment.md";
+    let third = own.until_s.saturating_sub(own.from_s) / 3;
+    let Some(left) = own.until_s.checked_sub(now_s) else {
+        return Finding::fail("cloud: this edge's certificate has expired", enrol);
+    };
+    let days = left / 86_400;
+    if left < third * 3 / 4 {
+        let todo = "it should have been renewed: see the log of the running edge";
+        return Finding::warn(
+            format_args!("cloud: this edge's certificate ends in {days} days"),
+            todo,
+        );
+    }
+    Finding::ok(format_args!("cloud: this edge's certificate is good for {days} days"))
 }
 
 async fn handshake(
@@ -146,4 +162,19 @@ fn no_way(host: &str, port: u16, error: &dyn std::fmt::Display) -> Finding {
 
 fn took(began: Instant) -> String {
     format!("{:.1} ms", began.elapsed().as_secs_f64() * 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::doctor::Level;
+
+    #[test]
+    fn a_certificate_that_was_not_renewed_in_time_is_warned_of_and_an_expired_one_fails() {
+        let own = Facts { serial: String::new(), from_s: 0, until_s: 90 * 86_400 };
+        for (day, level) in [(10, Level::Ok), (65, Level::Ok), (70, Level::Warn), (91, Level::Fail)]
+        {
+            assert_eq!(days_left(&own, day * 86_400).level, level, "day {day}");
+        }
+    }
 }

@@ -1,0 +1,235 @@
+//! Tokens given, certificates issued, edges denied: in the engine, so that they survive every node.
+//!
+//! ```text
+//! enrol/token/HASH   a token, by the hash of its secret      enrol/edge/ID   the newest certificate
+//! enrol/deny/NAME    an id or a serial number that may not come in
+//! ```
+//! A token is for one key: who lost the answer may ask again with the same key, nobody else can use it.
+//! Change here: what is remembered, when a token counts. Not here: what is signed (`authority`).
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, RwLock},
+};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::sync::watch;
+use tributary_shared::enrol::{hex, pin};
+
+use super::EnrolError;
+use crate::{
+    engine::{ScanLimit, ShardId, Write},
+    log::{Log, LogError, StateSpace, Transaction},
+};
+
+/// Name whose home shard holds all of it.
+const HOME: &str = "enrol";
+/// Entries of one kind; more are refused.
+const ENTRIES_MAX: usize = 200_000;
+/// Entries read at once.
+const PAGE: ScanLimit = ScanLimit { entries: 1_000, bytes: 1024 * 1024 };
+
+/// A token, without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Given {
+    pub(super) edge: String,
+    pub(super) until_ms: i64,
+    /// Stands for the key it was used for.
+    pub(super) used_by: Option<String>,
+}
+
+/// The newest certificate of an edge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Certified {
+    pub serial: String,
+    pub issued_ms: i64,
+    pub until_s: u64,
+}
+
+/// PURE. Whether a token may be used now by this edge, for this key.
+pub(super) fn check(
+    given: Option<&Given>,
+    edge: &str,
+    key_hash: &str,
+    now_ms: i64,
+) -> Result<(), &'static str> {
+    let given = given.ok_or("this token is not known")?;
+    if given.edge != edge {
+        return Err("this token is for another edge");
+    }
+    if given.used_by.as_deref().is_some_and(|by| by != key_hash) {
+        return Err("this token has been used");
+    }
+    if given.until_ms <= now_ms {
+        return Err("this token has expired");
+    }
+    Ok(())
+}
+
+/// Ids and serial numbers that may not come in, since when (wall ms).
+pub(super) type Denied = BTreeMap<String, i64>;
+
+/// The book. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Book {
+    log: Log,
+    home: ShardId,
+    denied: Arc<RwLock<Denied>>,
+    changed: watch::Sender<()>,
+}
+
+impl Book {
+    pub(super) async fn open(log: Log) -> Result<Self, LogError> {
+        let home = log.home_shard(HOME);
+        let (denied, changed) = (Arc::default(), watch::Sender::new(()));
+        let book = Self { log, home, denied, changed };
+        let denied = book.all("deny").await?.into_iter().collect();
+        *book.lock() = denied;
+        Ok(book)
+    }
+
+    pub(super) async fn token(&self, secret: &str) -> Result<Option<Given>, LogError> {
+        let key = format!("enrol/token/{}", hash(secret));
+        let found = self.log.state_get(self.home, StateSpace::Meta, key.as_bytes()).await?;
+        Ok(found.and_then(|value| serde_json::from_slice(&value).ok()))
+    }
+
+    /// Keeps a token, and forgets those that have expired.
+    pub(super) async fn give(
+        &self,
+        secret: &str,
+        given: &Given,
+        now_ms: i64,
+    ) -> Result<(), EnrolError> {
+        let old = self.all::<Given>("token").await?;
+        if old.len() >= ENTRIES_MAX {
+            return Err(EnrolError::Full);
+        }
+        let over = old.into_iter().filter(|(_, given)| given.until_ms <= now_ms);
+        let mut writes: Vec<Write> =
+            over.map(|(name, _)| Write::Delete(key("token", &name))).collect();
+        writes.push(put("token", &hash(secret), given)?);
+        self.write(writes).await
+    }
+
+    /// The token is used for this key, and the edge has this certificate: both or neither.
+    pub(super) async fn enrolled(
+        &self,
+        secret: &str,
+        given: &Given,
+        certified: &Certified,
+    ) -> Result<(), EnrolError> {
+        let token = put("token", &hash(secret), given)?;
+        self.write(vec![token, put("edge", &given.edge, certified)?]).await
+    }
+
+    pub(super) async fn renewed(&self, id: &str, certified: &Certified) -> Result<(), EnrolError> {
+        self.write(vec![put("edge", id, certified)?]).await
+    }
+
+    pub(super) async fn edges(&self) -> Result<Vec<(String, Certified)>, LogError> {
+        self.all("edge").await
+    }
+
+    pub(super) fn denied(&self) -> Denied {
+        self.lock().clone()
+    }
+
+    /// From now on neither comes in, and who is in has to go.
+    pub(super) async fn deny(&self, name: &str, now_ms: i64) -> Result<(), EnrolError> {
+        if self.lock().len() >= ENTRIES_MAX {
+            return Err(EnrolError::Full);
+        }
+        self.write(vec![put("deny", name, &now_ms)?]).await?;
+        self.lock().insert(name.to_owned(), now_ms);
+        self.changed.send_replace(());
+        Ok(())
+    }
+
+    pub(super) async fn allow(&self, name: &str) -> Result<bool, EnrolError> {
+        let was = self.lock().contains_key(name);
+        self.write(vec![Write::Delete(key("deny", name))]).await?;
+        self.lock().remove(name);
+        Ok(was)
+    }
+
+    pub(super) fn is_denied(&self, id: &str, serial: &str) -> bool {
+        let denied = self.denied.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        denied.contains_key(id) || denied.contains_key(serial)
+    }
+
+    /// Waits until one of them is denied.
+    pub(super) async fn denial(&self, id: &str, serial: &str) {
+        let mut changed = self.changed.subscribe();
+        while !self.is_denied(id, serial) {
+            // The sender is in `self`.
+            let _ = changed.changed().await;
+        }
+    }
+
+    fn lock(&self) -> std::sync::RwLockWriteGuard<'_, Denied> {
+        self.denied.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    async fn write(&self, writes: Vec<Write>) -> Result<(), EnrolError> {
+        let transaction = Transaction { writes, ..Transaction::default() };
+        self.log.commit(self.home, transaction).await?;
+        Ok(())
+    }
+
+    /// All of a kind, by name.
+    async fn all<T: DeserializeOwned>(&self, kind: &str) -> Result<Vec<(String, T)>, LogError> {
+        let prefix = format!("enrol/{kind}/");
+        let mut all = Vec::new();
+        let mut after: Option<Bytes> = None;
+        loop {
+            let (space, from) = (StateSpace::Meta, after.as_deref());
+            let page = self.log.state_scan(self.home, space, prefix.as_bytes(), from, PAGE).await?;
+            let Some((last, _)) = page.last() else { return Ok(all) };
+            after = Some(last.clone());
+            for (key, value) in page {
+                let name = key.get(prefix.len()..).unwrap_or_default();
+                match serde_json::from_slice(&value) {
+                    Ok(value) => all.push((String::from_utf8_lossy(name).into_owned(), value)),
+                    Err(error) => tracing::error!(%error, ?key, "an entry cannot be read"),
+                }
+            }
+        }
+    }
+}
+
+fn hash(secret: &str) -> String {
+    hex(&pin(secret.as_bytes()))
+}
+
+fn key(kind: &str, name: &str) -> Bytes {
+    Log::state_key(StateSpace::Meta, format!("enrol/{kind}/{name}").as_bytes())
+}
+
+fn put(kind: &str, name: &str, value: &impl Serialize) -> Result<Write, EnrolError> {
+    let value = serde_json::to_vec(value).map_err(EnrolError::sign)?;
+    Ok(Write::Put(key(kind, name), value.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_counts_once_in_time_and_for_its_edge() {
+        let fresh = Given { edge: "gw1".to_owned(), until_ms: 100, used_by: None };
+        let used = Given { used_by: Some("key".to_owned()), ..fresh.clone() };
+        for (given, edge, key, now, outcome) in [
+            (Some(&fresh), "gw1", "key", 99, Ok(())),
+            (Some(&used), "gw1", "key", 99, Ok(())),
+            (Some(&used), "gw1", "other", 99, Err("this token has been used")),
+            (Some(&fresh), "gw2", "key", 99, Err("this token is for another edge")),
+            (Some(&fresh), "gw1", "key", 100, Err("this token has expired")),
+            (None, "gw1", "key", 0, Err("this token is not known")),
+        ] {
+            assert_eq!(check(given, edge, key, now), outcome, "{given:?} {edge} {key} {now}");
+        }
+    }
+}
