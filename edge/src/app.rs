@@ -149,7 +149,7 @@ pub async fn serve(
         let life = stop.child_token();
         let outcome = {
             let told = (ends.documents.clone(), ends.state.clone());
-            let running = run(&config, open, opened, &status, &shown, told, &life, ready);
+            let running = run(&config, (open, opened), &status, &shown, told, &life, ready);
             tokio::pin!(running);
             tokio::select! {
                 outcome = &mut running => outcome,
@@ -201,8 +201,7 @@ async fn open(plan: &Plan, status: &Arc<Status>) -> Result<Opened, store::Error>
 /// One life of broker, uplinks and store.
 async fn run(
     config: &Config,
-    listeners: Vec<(Listener, Bound)>,
-    opened: Opened,
+    (listeners, opened): (Vec<(Listener, Bound)>, Opened),
     status: &Arc<Status>,
     shown: &admin::Shown,
     (documents, settings): (mpsc::Sender<Document>, watch::Receiver<pushed::State>),

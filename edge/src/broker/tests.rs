@@ -155,7 +155,9 @@ async fn what_the_edge_publishes_goes_up_and_what_came_down_does_not() {
     running.await.unwrap().unwrap();
     store.stop().await;
     drop(store);
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    for thread in threads {
+        thread.join().unwrap();
+    }
     let Opened { followed, .. } = store::open(&plan, &status).unwrap();
     assert_eq!(followed, [(7, 42)].into());
 }

@@ -256,7 +256,7 @@ impl Pushed {
         if self.kept.trial.is_none() {
             return;
         }
-        let version = self.versions(self.kept.current());
+        let version = versions(self.kept.current());
         self.kept.undo();
         self.save();
         tracing::error!(why, "settings from the cloud are taken back");
@@ -287,7 +287,7 @@ impl Pushed {
         // A repeat of what is in force does not undo what was said of what is not.
         let said = self.state.borrow().state;
         let bad = matches!(said, Phase::Refused | Phase::RolledBack);
-        if !(bad && self.versions(self.kept.current()) == self.said_versions()) {
+        if !(bad && versions(self.kept.current()) == self.said_versions()) {
             self.tell(phase, None, None);
         }
     }
@@ -297,13 +297,8 @@ impl Pushed {
         (state.version.clone(), state.version_all.clone())
     }
 
-    fn versions(&self, layers: &Layers) -> (Option<String>, Option<String>) {
-        let version = |text: &Option<String>| text.as_deref().and_then(document::version);
-        (version(&layers.own), version(&layers.all))
-    }
-
     fn tell(&self, state: Phase, refused: Option<String>, reason: Option<&str>) {
-        let (version, version_all) = self.versions(self.kept.current());
+        let (version, version_all) = versions(self.kept.current());
         let reason = reason.map(str::to_owned);
         let now = State { state, version, version_all, refused, reason };
         self.status.set_settings(now.clone());
@@ -313,6 +308,12 @@ impl Pushed {
             new
         });
     }
+}
+
+/// For this edge, and for all.
+fn versions(layers: &Layers) -> (Option<String>, Option<String>) {
+    let version = |text: &Option<String>| text.as_deref().and_then(document::version);
+    (version(&layers.own), version(&layers.all))
 }
 
 /// Tells the cloud how it stands, whenever that changes, until `stop`.
