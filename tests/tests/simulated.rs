@@ -33,7 +33,7 @@ fn what_a_device_was_promised_is_in_the_cloud_once_and_in_order() {
     assert_eq!(summary["failed"], 0, "{said}");
     // A run without messages, gaps or old disks would prove little.
     for some in ["acked", "declared", "destroyed"] {
-        assert!(summary[some].as_u64() > Some(SEEDS), "{summary}");
+        assert!(summary[some].as_u64() > Some(0), "no {some}: {summary}");
     }
 }
 

@@ -200,10 +200,7 @@ struct Line {
 
 impl Line {
     async fn run(mut self, mut outgoing: mpsc::Receiver<Out>, news: mpsc::Sender<Report>) {
-        let why = match self.pump(&mut outgoing, &news).await {
-            Ok(()) => return,
-            Err(why) => why,
-        };
+        let Err(why) = self.pump(&mut outgoing, &news).await else { return };
         let _gone = news.send(Report::Closed { why, refused: None }).await;
     }
 

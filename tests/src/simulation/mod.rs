@@ -219,10 +219,10 @@ fn read_cloud(world: &World, engine: &MemoryEngine) -> (Vec<verdict::Stored>, Ve
                 tokio::task::yield_now().await;
             }
         };
-        tokio::select! { found = reading => found, () = flushing => Ok(Default::default()) }
+        tokio::select! { found = reading => found, () = flushing => Err("never".to_owned()) }
     });
     found.unwrap_or_else(|error| {
         world.fault(format!("the cloud cannot be read: {error}"));
-        Default::default()
+        (Vec::new(), Vec::new())
     })
 }

@@ -78,6 +78,7 @@ pub(super) enum Fault {
 
 /// What may happen to one seed; more than one kind of trouble at a time finds the most.
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "each says whether one kind of trouble is on")]
 struct Menu {
     images: bool,
     clones: bool,
