@@ -22,6 +22,7 @@
 mod age;
 mod aside;
 mod budget;
+mod commit;
 mod ends;
 mod entries;
 mod error;

@@ -73,12 +73,11 @@ impl Image {
 
     fn page(&self, number: u32) -> io::Result<Vec<u8>> {
         let mut page = vec![0; SIZE];
-        match (self.log.get(&number), &self.wal) {
-            (Some(at), Some(wal)) => wal.read_exact_at(&mut page, *at)?,
-            _ => {
-                let at = u64::from(number.saturating_sub(1)) * PAGE;
-                self.file.read_exact_at(&mut page, at)?;
-            }
+        if let (Some(at), Some(wal)) = (self.log.get(&number), &self.wal) {
+            wal.read_exact_at(&mut page, *at)?;
+        } else {
+            let at = u64::from(number.saturating_sub(1)) * PAGE;
+            self.file.read_exact_at(&mut page, at)?;
         }
         Ok(page)
     }

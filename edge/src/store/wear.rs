@@ -81,7 +81,7 @@ impl Governor {
         self.last = Some((now, total));
         self.seen += passed;
         let hour = now.as_secs() / 3600;
-        for _ in 0..(hour - self.hour.min(hour)).min(HOURS as u64) {
+        for _ in 0..hour.saturating_sub(self.hour).min(HOURS as u64) {
             self.hours.push_back(0);
         }
         self.hour = hour;
@@ -104,7 +104,7 @@ impl Governor {
         }
         let half = self.most() / 2.0;
         let short = ((half - self.allowance) / half).clamp(0.0, 1.0);
-        self.floor + (self.ceiling - self.floor).mul_f64(short)
+        self.floor + self.ceiling.saturating_sub(self.floor).mul_f64(short)
     }
 
     /// Commits wait although nobody else is about to write.
