@@ -2,11 +2,14 @@
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::mpsc,
-    time::Duration,
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -21,6 +24,31 @@ const READY: Duration = Duration::from_mins(1);
 pub struct Process {
     child: Child,
     ready: Value,
+}
+
+/// An address nobody listens on, for programs that must be told theirs, or come back at the same one. It lies below the ports
+/// that the kernel gives to outgoing connections: a client that tries again and again to reach a server which is away
+/// could be given the server's own port, and be connected with itself.
+pub fn free_address() -> SocketAddr {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        // Test programs that run at the same time begin at different places.
+        let port = 12_000 + (std::process::id().wrapping_mul(97) + step) % 20_000;
+        let address = SocketAddr::from(([127, 0, 0, 1], port as u16));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
+}
+
+/// Waits until nobody listens there: the kernel may close the sockets of a process a moment after its end was seen.
+fn until_free(addresses: &[SocketAddr]) {
+    let deadline = Instant::now() + READY;
+    while !addresses.iter().all(|address| TcpListener::bind(address).is_ok()) {
+        assert!(Instant::now() < deadline, "somebody else listens on one of {addresses:?}");
+        std::thread::yield_now();
+    }
 }
 
 /// Where cargo puts the binaries of the profile that runs this test; `TESTED_BINARIES` overrides.
@@ -157,9 +185,9 @@ impl Cloud {
 
     /// With an engine URL and more arguments.
     pub fn start_with(data: &str, extra: &[&str]) -> Self {
-        let any = "127.0.0.1:0".parse().expect("address");
         let extra: Vec<_> = extra.iter().map(|&argument| argument.to_owned()).collect();
-        let command = Self::command(&[], data, [any; 4], &extra);
+        let addresses = std::array::from_fn(|_| free_address());
+        let command = Self::command(&[], data, addresses, &extra);
         let process = Process::start(command);
         Self {
             mqtt: process.address("mqtt"),
@@ -214,6 +242,7 @@ impl Cloud {
     /// The same in place; or why it did not get ready.
     pub fn start_again(&mut self) -> Result<(), String> {
         self.process.kill();
+        until_free(&[self.mqtt, self.kafka, self.amqp, self.admin]);
         self.process = Process::try_start(self.own_command())?;
         Ok(())
     }
@@ -279,11 +308,11 @@ impl Edge {
         extra: &[&str],
         environment: &[(&str, PathBuf)],
     ) -> Self {
-        let any = "127.0.0.1:0".parse().expect("address");
         let extra: Vec<_> = extra.iter().map(|&argument| argument.to_owned()).collect();
         let own = environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
         let (id, environment) = (id.to_owned(), own.collect::<Vec<_>>());
-        let command = Self::command(&[], folder, &id, cloud, [any; 2], &extra, &environment);
+        let addresses = std::array::from_fn(|_| free_address());
+        let command = Self::command(&[], folder, &id, cloud, addresses, &extra, &environment);
         let process = Process::start(command);
         let (mqtt, admin) = (process.address("mqtt"), process.address("admin"));
         let (folder, under) = (folder.to_owned(), Vec::new());
@@ -326,6 +355,7 @@ impl Edge {
     /// The same in place; or why it did not get ready.
     pub fn start_again(&mut self) -> Result<(), String> {
         self.process.kill();
+        until_free(&[self.mqtt, self.admin]);
         self.process = Process::try_start(self.own_command())?;
         Ok(())
     }

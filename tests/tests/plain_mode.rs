@@ -7,8 +7,9 @@ use tributary_shared::mqtt::{
 use tributary_tests::{
     Checker, Device, Edge,
     checker::payload,
-    differential::mosquitto::{Mosquitto, free_address, installed},
+    differential::mosquitto::{Mosquitto, installed},
     http_get,
+    process::free_address,
 };
 
 const PLAIN: [&str; 8] = [

@@ -61,7 +61,7 @@ pub async fn run(
     loop {
         let reading = shown.reading();
         if due(told.as_ref(), &reading, every) {
-            let clock = tokio::task::spawn_blocking(clock::synchronised).await.unwrap_or_default();
+            let clock = clock::synchronised();
             let record = record(&reading, started_ms, clock, certificate_days(&identity));
             told = Some((Instant::now(), to_act_on(&reading)));
             tokio::select! {

@@ -78,7 +78,7 @@ impl Backlog {
         let mut cloud = Cloud::start_with(&at, &CLOUD);
         cloud.process.kill();
         let settings = settings.to_str().expect("a path");
-        let arguments = [&EDGE[..4], &["--config", settings]].concat();
+        let arguments = [&EDGE[..6], &["--config", settings]].concat();
         let mut edge = Edge::start_with(&data, "gw1", Some(cloud.mqtt), &arguments);
         edge.under = group.entrance();
         edge.start_again()?;

@@ -2,11 +2,13 @@
 
 use std::{
     io::Write as _,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
+
+use crate::process::free_address;
 
 /// A running mosquitto, without persistence unless told; killed when dropped.
 #[derive(Debug)]
@@ -23,11 +25,6 @@ pub fn installed() -> Option<PathBuf> {
         .into_iter()
         .map(PathBuf::from)
         .find(|path| path.exists())
-}
-
-/// It cannot pick a port itself: one that was free a moment ago.
-pub fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").expect("port").local_addr().expect("address")
 }
 
 impl Mosquitto {

@@ -10,7 +10,7 @@ mod ledger;
 mod load;
 
 use std::{
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -27,7 +27,7 @@ use self::{
     ledger::{Ledger, Place},
     load::{Publisher, Subscriber},
 };
-use crate::{Cloud, Device, Edge, checker, http_get, kafka::Reader};
+use crate::{Cloud, Device, Edge, checker, http_get, kafka::Reader, process::free_address};
 
 /// Acknowledgements a second before the fault, below which a round proves nothing.
 pub const GATE: f64 = 200.0;
@@ -371,9 +371,7 @@ impl Host {
 
     fn configure_mosquitto(&mut self, data: &Path, lines: &str) {
         std::fs::create_dir_all(data).expect("a folder");
-        // Its port must be named; the one that is free now.
-        self.mqtt =
-            TcpListener::bind("127.0.0.1:0").and_then(|one| one.local_addr()).expect("a port");
+        self.mqtt = free_address();
         let settings = format!(
             "listener {} 127.0.0.1\nallow_anonymous true\nuser root\npersistence true\npersistence_location {}/\n\
              max_inflight_messages 500\nmax_queued_messages 0\n{lines}\n",

@@ -186,6 +186,33 @@ async fn the_lost_end_of_every_epoch_is_declared() {
 }
 
 #[tokio::test]
+async fn an_end_that_was_noted_late_is_not_taken_for_a_loss_when_its_row_is_merged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Harness::open(&plan(dir.path()));
+    let ends = dir.path().join("ends");
+    let mut noted = Vec::new();
+    for i in 0..8 {
+        store.apply(vec![publish("up/a", &i.to_string(), vec![])]).await;
+        if i == 6 {
+            noted = fs::read(&ends).unwrap();
+        }
+    }
+    // Killed between the last commit and its note; merged after the next start.
+    store.stop().await;
+    fs::write(&ends, noted).unwrap();
+    let store = Harness::open(&plan(dir.path()));
+    assert_eq!(store.opened.store.merge(1, 0).await.unwrap(), 8);
+    store.stop().await;
+    let store = Harness::open(&plan(dir.path()));
+    let rows = store.rows().await;
+    assert_eq!(
+        rows.iter().map(|row| (row.s, row.n, row.reason.clone())).collect::<Vec<_>>(),
+        [(0, 8, None)]
+    );
+    store.stop().await;
+}
+
+#[tokio::test]
 async fn what_the_cloud_has_is_not_declared_lost() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Harness::open(&plan(dir.path()));

@@ -11,9 +11,10 @@ use serde_json::{Value, json};
 use tributary_shared::mqtt::Qos;
 use tributary_tests::{
     Cloud, Device, Edge,
-    differential::mosquitto::{self, free_address, installed},
+    differential::mosquitto::{self, installed},
     http_get,
     kafka::Reader,
+    process::free_address,
 };
 
 /// Reads at the far end until `count` messages came or none for so long; how many came.
