@@ -43,10 +43,11 @@ impl Enrol {
         let host = token.at.rsplit_once(':').map_or(&*token.at, |(host, _)| host);
         let mut text = format!("{done}.\n");
         if !config.uplink.cloud.starts_with("mqtts://") {
-            text += &format!(
-                "Now set `id = \"{}\"` and, below [uplink], `cloud = \"mqtts://{host}:8883\"` (or where your cloud listens), and start the edge.\n",
-                token.id
+            let id = &token.id;
+            let next = format!(
+                "Now set `id = \"{id}\"` and, below [uplink], `cloud = \"mqtts://{host}:8883\"` (or where your cloud listens), and start the edge.\n",
             );
+            text.push_str(&next);
         }
         text += "`tributary-edge doctor` tries the way to the cloud. The certificate renews itself while the edge runs.\n";
         say(text.as_bytes()).map(|_| ())

@@ -60,7 +60,7 @@ pub fn facts(certificate: &[u8]) -> Option<Facts> {
     // A leading zero only says that the number is not negative.
     let number = if let [0, rest @ ..] = number { rest } else { number };
     Some(Facts {
-        serial: number.iter().map(|byte| format!("{byte:02x}")).collect(),
+        serial: crate::enrol::hex(number),
         from_s: tbs.validity().not_before.to_unix_duration().as_secs(),
         until_s: tbs.validity().not_after.to_unix_duration().as_secs(),
     })
