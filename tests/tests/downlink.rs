@@ -22,7 +22,7 @@ use tributary_shared::mqtt::{
 };
 use tributary_tests::{Cloud, Device, Edge, device::connect_packet, http_get, kafka::Reader};
 
-const WAIT: Duration = Duration::from_secs(60);
+const WAIT: Duration = Duration::from_mins(1);
 const QUICK: [&str; 4] =
     ["--set", "uplink.backoff_min_ms=20", "--set", "uplink.backoff_max_ms=200"];
 

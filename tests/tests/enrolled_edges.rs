@@ -11,7 +11,7 @@ use std::{
 use tributary_tests::{Cloud, Device, Edge, http_get, process::binary};
 
 /// For anything that is waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Seconds that an edge's certificate is good here: renewed after 30 to 33.
 const LIFE_S: u64 = 45;
 

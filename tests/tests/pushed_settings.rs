@@ -20,7 +20,7 @@ use tributary_tests::{
     kafka::Reader,
 };
 
-const WAIT: Duration = Duration::from_secs(60);
+const WAIT: Duration = Duration::from_mins(1);
 const QUICK: [&str; 6] = [
     "--set",
     "uplink.backoff_min_ms=20",

@@ -456,7 +456,7 @@ fn count(traffic: &Traffic, answer: &Answer) {
         Answer::Duplicate => Traffic::add(&traffic.duplicates, 1),
         Answer::Gap { .. } => Traffic::add(&traffic.gaps, 1),
         Answer::Clash | Answer::Refused { .. } | Answer::Failed { .. } => {
-            Traffic::add(&traffic.refused, 1)
+            Traffic::add(&traffic.refused, 1);
         }
     }
 }

@@ -183,11 +183,20 @@ fn listed(answer: &Value) -> String {
     for row in rows("edges") {
         let text = |key: &str| row.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let days = row.get("days_left").and_then(Value::as_i64).unwrap_or_default();
-        out += &format!("edge {}  serial {}  {days} days left\n", text("id"), text("serial"));
+        let (id, serial) = (text("id"), text("serial"));
+        out.extend([
+            "edge ",
+            &*id,
+            "  serial ",
+            &*serial,
+            "  ",
+            &*days.to_string(),
+            " days left\n",
+        ]);
     }
     for row in rows("denied") {
         let name = row.get("name").and_then(Value::as_str).unwrap_or_default();
-        out += &format!("denied {name}\n");
+        out.extend(["denied ", name, "\n"]);
     }
     if out.is_empty() { "nobody is enrolled, nobody is denied\n".to_owned() } else { out }
 }

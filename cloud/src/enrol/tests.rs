@@ -1,6 +1,6 @@
 //! Enrolment as a gateway meets it: EST over real TLS, tokens in a log.
 
-use std::{path::Path, process::Command};
+use std::{io::Write as _, path::Path, process::Command};
 
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
 use tempfile::TempDir;
@@ -90,7 +90,7 @@ impl Case {
 fn has_curl() -> bool {
     let there = Command::new("curl").arg("--version").output().is_ok();
     if !there {
-        eprintln!("SKIP: no curl on this machine");
+        writeln!(std::io::stderr(), "SKIP: no curl on this machine").unwrap();
     }
     there
 }

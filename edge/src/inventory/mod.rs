@@ -142,7 +142,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn it_is_told_at_the_start_on_change_and_in_time_but_not_into_a_backlog() {
-        let every = Duration::from_secs(300);
+        let every = Duration::from_mins(5);
         assert!(due(None, &reading(99_999, &[]), every), "the first is always told");
         let told = (Instant::now(), to_act_on(&reading(0, &[])));
         for (after_s, oldest_s, notes, expected) in [

@@ -5,7 +5,8 @@
 //! ```
 //! At least once: a broker that knows nothing of epochs cannot tell a message it has from one it has not, so what was under
 //! way when a connection ended is sent again. Topic = prefix + original topic; payload, properties and the retain flag are
-//! as they came, the expiry is what is left of it, and what has expired is not sent. What the edge gave up is told as a message
+//! as they came, the expiry is what is left of it, and a second where nothing is: the broker drops it, not a gateway whose
+//! clock may be wrong. What the edge gave up is told as a message
 //! to `{prefix}tributary/{edge}/lost/{lane}`. An upload is refused with the worst code that any of its messages got.
 //!
 //! Some brokers (mosquitto 2.0) close the connection right behind a refusal, and with much under way the refusal is lost in
@@ -338,21 +339,16 @@ impl Feeder {
             return Ok(said.map(lost).collect());
         }
         let now_ms = wall_ms();
-        let ready = records.iter().filter_map(|record| self.message(record, now_ms).transpose());
-        ready.collect()
+        records.iter().map(|record| self.message(record, now_ms)).collect()
     }
 
-    /// `None`: it has expired.
-    fn message(&self, record: &Record, now_ms: i64) -> Result<Option<Message>, u8> {
+    fn message(&self, record: &Record, now_ms: i64) -> Result<Message, u8> {
         let message = to_message(record, "");
         let topic = format!("{}{}", self.prefix, message.topic);
         if topic.len() > TOPIC_MAX || !topic::is_legal_name(&topic) {
             return Err(TOPIC_NAME_INVALID);
         }
-        let left_s = message.expires_ms.map(|at| (at - now_ms).div_euclid(1000));
-        if left_s.is_some_and(|left| left <= 0) {
-            return Ok(None);
-        }
+        let left_s = message.expires_ms.map(|at| (at - now_ms).div_euclid(1000).max(1));
         let properties = message.properties;
         let user = properties.user_properties.iter();
         let user: Vec<_> =
@@ -377,7 +373,7 @@ impl Feeder {
             ..PublishProperties::default()
         };
         let retain = message.retain && self.retain;
-        Ok(Some(Message { topic, payload: message.payload, retain, properties }))
+        Ok(Message { topic, payload: message.payload, retain, properties })
     }
 }
 

@@ -171,12 +171,11 @@ mod tests {
         let folder = || TempDir::new().unwrap();
         let case = |trusts: &Authority, shows: Option<&Pair>| {
             let folder = folder();
-            match shows {
-                Some(pair) => enrolled(folder.path(), trusts, pair),
-                None => {
-                    std::fs::create_dir(folder.path().join("identity")).unwrap();
-                    std::fs::write(folder.path().join("identity/ca.pem"), &trusts.pem).unwrap();
-                }
+            if let Some(pair) = shows {
+                enrolled(folder.path(), trusts, pair);
+            } else {
+                std::fs::create_dir(folder.path().join("identity")).unwrap();
+                std::fs::write(folder.path().join("identity/ca.pem"), &trusts.pem).unwrap();
             }
             folder
         };

@@ -100,7 +100,7 @@ impl Hand {
         self.world.event(format!("{fault:?}"));
         match fault {
             Fault::CrashEdge { edge, down, silent } => {
-                self.crash_edge(sim, edge, now + down, silent)
+                self.crash_edge(sim, edge, now + down, silent);
             }
             Fault::CrashCloud { down } => {
                 self.crash_cloud(sim);

@@ -99,7 +99,7 @@ impl Plan {
             store_fails: random.percent(50),
         };
         let mut edges = Vec::new();
-        for _ in 0..1 + random.below(3) {
+        for _ in 0..=random.below(3) {
             let edge = EdgePlan::new(&mut random, menu);
             let clone = EdgePlan { is_clone: true, ..edge.clone() };
             edges.push(edge);

@@ -46,6 +46,9 @@ fn bomb(compression: Compression) -> Bytes {
     sealed(&Record { key: Some("a".into()), value, ..Record::default() }, compression)
 }
 
+/// Name, payload, the count that is said, reason code, a word of the reason string.
+type Case = (&'static str, Bytes, usize, u8, &'static str);
+
 #[tokio::test]
 async fn a_bad_upload_is_refused_in_words_and_the_good_edge_beside_it_goes_on() {
     let header = Header { name: "h".into(), value: None };
@@ -56,7 +59,6 @@ async fn a_bad_upload_is_refused_in_words_and_the_good_edge_beside_it_goes_on() 
     // A zstd frame that asks for a window of 2 GiB.
     let window = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 21 << 3, 0x09, 0, 0, b'x'];
     let snappy = [0xff, 0xff, 0xff, 0xff, 0x0f, 0x00, b'x'];
-    type Case = (&'static str, Bytes, usize, u8, &'static str);
     let cases: Vec<Case> = vec![
         ("bad crc", flipped.into(), 1, 0x99, "crc"),
         ("no batch", Bytes::from_static(b"{\"json\":true}"), 1, 0x99, "cut short"),

@@ -1,6 +1,7 @@
 //! A whole fleet that comes back at once, on paused time and without sockets.
 
 use std::{
+    io::Write as _,
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
     time::Duration,
 };
@@ -148,11 +149,13 @@ async fn a_whole_fleet_drains_in_turns_while_live_data_passes() {
     let (first, last) = (finished.iter().min().unwrap(), finished.iter().max().unwrap());
     let told_later = seen.told_later.load(Relaxed);
     let in_flight = seen.in_flight_most.load(Relaxed);
-    eprintln!(
+    let told = writeln!(
+        std::io::stderr(),
         "{EDGES} edges, {} MB: first done after {first:?}, last after {last:?}; told to come later {told_later} times; in \
          flight at most {in_flight} bytes; live uploads waited at most {waited_most:?}",
         EDGES * BATCHES as usize * BATCH_BYTES / 1_000_000
     );
+    told.unwrap();
     assert_eq!(seen.acked.load(Relaxed), EDGES * BATCHES as usize);
     // In turns: nobody is done long before the fleet, and those told to come later are served soon after.
     assert!(*first * 6 > *last, "{first:?} of {last:?}");
