@@ -12,7 +12,7 @@ const PAGE: &str = include_str!("page.html");
 
 /// The hashes are of what stands in `page.html` (the test tells the right ones).
 const POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-lquXfYevPdwGqzqO4lOfGhDVx95FbcgZf7sf4Y0DbwE='; \
+    script-src 'sha256-hJbWXiNCCNIujgqGJYjPz34pURPP61gvS8/YWJiTC5A='; \
     style-src 'sha256-LFSlpg6vExb9tQJGRuijWYWDuKj115Xkz5rPTJ4b50M='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
