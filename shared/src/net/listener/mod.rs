@@ -76,6 +76,13 @@ pub enum ListenError {
     },
 }
 
+impl ListenError {
+    /// The settings are wrong: the same start fails again.
+    pub fn is_setting(&self) -> bool {
+        matches!(self, Self::Setting { .. } | Self::Exposed(_) | Self::NoRules(_))
+    }
+}
+
 /// What listeners of one program have in common.
 #[derive(Debug, Clone, Copy)]
 pub struct Common<'a> {
