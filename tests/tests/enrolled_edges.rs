@@ -76,7 +76,12 @@ impl Fleet {
     fn edge(&self, id: &str, data: &Path) -> Edge {
         let cloud = format!("mqtts://{}", self.edges);
         let quick = "uplink.backoff_max_ms=500";
-        Edge::start_with(data, id, None, &["--cloud", &cloud, "--set", quick])
+        Edge::start_with(
+            data,
+            id,
+            None,
+            &["--cloud", &cloud, "--set", quick, "--set", "inventory.interval_s=0"],
+        )
     }
 
     /// Records of all edges that the cloud has taken since it started.

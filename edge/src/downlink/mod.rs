@@ -37,7 +37,7 @@ use tributary_shared::{
 use self::sort::{Places, Sorted, Topics};
 use crate::{
     link::{Caller, Down, Filter, Listening},
-    own::{BROUGHT, Downward, Place, Wish},
+    own::{BROUGHT, Downward, Wish},
     status::{DownStatus, Status},
     uplink,
 };
@@ -261,10 +261,12 @@ impl Downlink {
         if let Sorted::Settings { own, text } = sorted {
             return self.document(id, own, text);
         }
-        if place.is_some_and(|place| !self.is_new(id, place)) {
+        // QoS 0 is not remembered: it does not come again, and may be dropped.
+        let remembered = place.filter(|_| id.is_some());
+        if remembered.is_some_and(|place| !self.places.is_new(place)) {
             self.numbers().duplicates.add(1);
-            self.pending.push_back(Pending { id, durable: None });
-            return Ok(());
+            // What came first may still be on its way to the disk: the answer waits behind it.
+            return self.bring(id, Wish::Bring { publication: None, place: None });
         }
         let publication = match sorted {
             Sorted::Command(publication, qos) => Some((publication, qos)),
@@ -282,12 +284,12 @@ impl Downlink {
             self.status.dropped("downlink_qos0", 1);
             return Ok(());
         }
-        self.bring(id, Wish::Bring { publication, place })
-    }
-
-    /// QoS 0 is not remembered: it does not come again, and may be dropped.
-    fn is_new(&mut self, id: Option<PacketId>, place: Place) -> bool {
-        id.is_none() || self.places.advance(place)
+        self.bring(id, Wish::Bring { publication, place })?;
+        // Not before it is handed over: what was not comes again, and is to be taken then.
+        if let Some(place) = remembered {
+            self.places.advance(place);
+        }
+        Ok(())
     }
 
     /// What the broker has not answered.

@@ -102,14 +102,15 @@ impl Places {
         Self(next)
     }
 
-    /// Takes note of a place; false: it was there before.
-    pub(super) fn advance(&mut self, place: Place) -> bool {
+    /// Nothing at this place was taken note of, or behind it.
+    pub(super) fn is_new(&self, place: Place) -> bool {
+        self.0.get(&place.source).is_none_or(|next| place.offset >= *next)
+    }
+
+    /// Takes note of a place.
+    pub(super) fn advance(&mut self, place: Place) {
         let next = self.0.entry(place.source).or_default();
-        let new = place.offset >= *next;
-        if new {
-            *next = place.offset.saturating_add(1);
-        }
-        new
+        *next = (*next).max(place.offset.saturating_add(1));
     }
 
     /// They are of a session that is no more.
@@ -192,10 +193,15 @@ mod tests {
     fn a_place_counts_once_until_all_are_forgotten() {
         let at = |source, offset| Place { source, offset };
         let mut places = Places::new([(1, 5)].into());
-        let seen = [(1, 4), (1, 5), (1, 5), (2, 0), (1, 9), (1, 7), (2, 0), (2, 1)]
-            .map(|(source, offset)| places.advance(at(source, offset)));
+        let seen = [(1, 4), (1, 5), (1, 5), (2, 0), (1, 9), (1, 7), (2, 0), (2, 1)].map(
+            |(source, offset)| {
+                let new = places.is_new(at(source, offset));
+                places.advance(at(source, offset));
+                new
+            },
+        );
         assert_eq!(seen, [false, true, false, true, true, false, false, true]);
         places.forget();
-        assert!(places.is_empty() && places.advance(at(1, 0)));
+        assert!(places.is_empty() && places.is_new(at(1, 0)));
     }
 }
