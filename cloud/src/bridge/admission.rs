@@ -102,11 +102,25 @@ impl Bucket {
         Self { full, left: full, per_second, at: Instant::now() }
     }
 
-    /// Takes what is there; whether it was enough.
-    fn take(&mut self, units: f64, now: Instant) -> bool {
+    fn fill(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
         self.left = (self.left + passed * self.per_second).min(self.full);
         self.at = now;
+    }
+
+    /// Takes all of it or nothing: who is refused costs those behind nothing, or a fleet that asks often would keep itself out.
+    fn take_whole(&mut self, units: f64, now: Instant) -> bool {
+        self.fill(now);
+        let enough = self.left >= units;
+        if enough {
+            self.left -= units;
+        }
+        enough
+    }
+
+    /// Takes what is there; whether it was enough.
+    fn take(&mut self, units: f64, now: Instant) -> bool {
+        self.fill(now);
         let enough = self.left >= units;
         self.left = (self.left - units).max(0.0);
         enough
@@ -135,7 +149,7 @@ impl Admission {
     /// Whether one more edge may connect now.
     pub(super) fn connect(&self) -> Result<(), Busy> {
         let mut connects = self.connects.lock().unwrap_or_else(PoisonError::into_inner);
-        if connects.take(1.0, Instant::now()) {
+        if connects.take_whole(1.0, Instant::now()) {
             return Ok(());
         }
         self.refused.fetch_add(1, Ordering::Relaxed);
@@ -323,5 +337,14 @@ mod tests {
         });
         futures::future::join_all(visits).await;
         assert_eq!(start.elapsed().as_secs(), 10);
+    }
+
+    #[test]
+    fn a_fleet_that_asks_more_often_than_it_may_is_let_in_at_the_rate_all_the_same() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(10.0, 10.0);
+        let asked = (0..10_000).map(|ms| start + std::time::Duration::from_millis(ms));
+        let admitted = asked.filter(|now| bucket.take_whole(1.0, *now)).count();
+        assert!((100..=111).contains(&admitted), "{admitted}");
     }
 }

@@ -87,7 +87,7 @@ const edgeRow = (now, edge) => {
   const lane = (lane) => lane.backlog ? `${lane.lane} (${count(lane.backlog)} wait${lane.drained_in_s === null ? "" : `, ${span(lane.drained_in_s)}`})` : lane.lane;
   const lanes = edge.lanes.length ? edge.lanes.map(lane).join(", ") : "offline";
   const more = [edge.inventory?.version && `version ${edge.inventory.version}`, ...edge.lanes.map((lane) => `${lane.lane}: ${lane.address}`),
-    ...(edge.inventory?.notes ?? [])];
+    ...(Array.isArray(edge.inventory?.notes) ? edge.inventory.notes : [])];
   name.title = more.filter(Boolean).join("\n");
   const value = edge.total === undefined ? null : since(now, `e/${edge.id}`, edge.total);
   return el("tr", {}, name, cell(lanes, edge.lanes.length ? "" : "soft"), cell(rate(value), "n"), cell(count(edge.total), "n"),
