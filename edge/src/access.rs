@@ -49,6 +49,17 @@ pub enum AccessError {
     Method(String, Method),
 }
 
+impl AccessError {
+    /// The settings are wrong: the same start fails again.
+    pub fn is_setting(&self) -> bool {
+        match self {
+            Self::Listen(error) => error.is_setting(),
+            Self::Rule(_) | Self::NoListener | Self::Method(..) => true,
+            Self::File(_) | Self::Tls(_) => false,
+        }
+    }
+}
+
 /// Everything about access.
 #[derive(Debug)]
 pub struct Access {

@@ -141,6 +141,7 @@ fn code(error: &(dyn std::error::Error + 'static)) -> u8 {
     }
     let settings = match error.downcast_ref() {
         Some(AppError::Config(_) | AppError::Exposed(_)) => true,
+        Some(AppError::Access(error)) => error.is_setting(),
         Some(AppError::Listen(error)) => error.is_setting(),
         Some(_) => false,
         None => error.is::<ConfigError>(),
