@@ -21,13 +21,13 @@ use serde::Serialize;
 use super::{bits::Bits, message::Message};
 
 /// The devices' side.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Books {
     sources: HashMap<String, Vec<Promised>>,
     acked: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Promised {
     /// The next seq that was not sent.
     end: u64,

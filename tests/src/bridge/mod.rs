@@ -143,6 +143,7 @@ struct Run {
     outcome: Outcome,
     began: Instant,
     verbose: bool,
+    lying: bool,
 }
 
 /// Everything that runs.
@@ -219,6 +220,7 @@ impl Run {
             outcome: Outcome::new(plan.seed),
             began: Instant::now(),
             verbose: plan.verbose,
+            lying: plan.lying,
         })
     }
 
@@ -233,7 +235,10 @@ impl Run {
         station.open(20_000);
         let bridged = self.parts.live.wait_total(before + BRIDGED, PATIENCE);
         // In every second round in which the edge falls the cloud is frozen then: what is acknowledged is on the edge's disk only.
-        let frozen = matches!(fault, Fault::KillEdge | Fault::CutEdge) && self.random.percent(50);
+        // In all of a control: it must be caught.
+        let percent = if self.lying { 100 } else { 50 };
+        let edge_falls = matches!(fault, Fault::KillEdge | Fault::CutEdge);
+        let frozen = edge_falls && self.random.percent(percent);
         if frozen {
             self.parts.cloud.process.signal("STOP");
         }
@@ -352,12 +357,12 @@ impl Run {
         parts.cloud.start_again().expect("the cloud starts");
     }
 
-    /// Something acknowledged before a message that has arrived has not.
+    /// Something acknowledged before a message that has arrived has not. What devices repeat meanwhile may come behind it.
     fn has_lost(&mut self) -> bool {
+        let promised = self.parts.station.state().books.clone();
         self.parts.station.open(0);
         let _last = self.mark();
-        let view = self.parts.live.view();
-        self.parts.station.state().books.verdict(&view).lost > 0
+        promised.verdict(&self.parts.live.view()).lost > 0
     }
 
     /// Publishes a message behind all others and waits until it is read.
