@@ -7,12 +7,16 @@
 //! When the store fails while it is in use, everything but the HTTP port is stopped and built again on a store opened
 //! anew: clients reconnect and send again what was never acknowledged. If that fails too, the process ends. The same is done
 //! when the cloud has pushed settings; if the edge cannot be started with them it goes back to those before.
-//! Not here: settings (`config`), signals (`main`), what the parts do.
+//! Not here: settings (`config`), what is carried from one life of the parts into the next (`lives`), signals (`main`), what the
+//! parts do.
+
+mod lives;
 
 use std::{
     collections::HashMap,
     io::Write as _,
     net::SocketAddr,
+    ops::ControlFlow,
     sync::{Arc, atomic::Ordering::Relaxed},
     thread::JoinHandle as Thread,
     time::{Duration, Instant},
@@ -34,6 +38,7 @@ use tributary_shared::{
     session::{Fanout, State},
 };
 
+use self::lives::Lives;
 use crate::{
     access::{Access, AccessError},
     admin,
@@ -48,7 +53,7 @@ use crate::{
     own,
     pushed::{self, Compose, Pushed},
     status::{LaneStatus, Status},
-    store::{self, After, Opened, Plan, Store},
+    store::{self, After, Opened, Store},
     sys,
     uplink::{self, Format, Part, Share, Uplink},
 };
@@ -93,7 +98,7 @@ pub enum AppError {
 
 /// Runs until `stop`, or until a part fails. `changed`: settings as they are read again.
 pub async fn serve(
-    mut config: Config,
+    config: Config,
     compose: Compose,
     changed: watch::Receiver<Config>,
     stop: CancellationToken,
@@ -108,8 +113,7 @@ pub async fn serve(
     let admin_listener = net::bind(admin_at, "listen.admin")?;
     let admin_at = admin_listener.local_addr().unwrap_or(admin_at);
     let admin_stop = stop.child_token();
-    let mut plan = plan(&config);
-    let opened = open(&plan, &status).await?;
+    let opened = lives::open(&lives::plan(&config, After::Start), &status).await?;
     let shown = admin::Shown::new(&config, status.clone(), access.clone());
     let following = access.clone().follow(changed, admin_stop.clone());
     let following = tributary_shared::tasks::critical("access", &admin_stop, following);
@@ -119,27 +123,21 @@ pub async fn serve(
     let (alive, watched) = watch::channel(None);
     let beating = manager.clone().beat(watched, admin_stop.clone());
     let beating = tributary_shared::tasks::critical("notify", &admin_stop, beating);
-    let (pushed, mut ends) = Pushed::new(config.clone(), compose, status.clone());
+    let (pushed, ends) = Pushed::new(config.clone(), compose, status.clone());
     let pushed =
         tributary_shared::tasks::critical("pushed", &admin_stop, pushed.run(admin_stop.clone()));
+    let mut lives = Lives::new(config, ends.apply, ends.failed);
     let mut next = Some((bound, opened));
-    // To go back to, when the edge cannot be started with what the cloud has pushed.
-    let mut before: Option<Config> = None;
     let outcome = loop {
         let began = Instant::now();
         let (bound, opened) = match next.take() {
             Some(first) => first,
-            None => match (bind(&mut listeners), open(&plan, &status).await, before.take()) {
-                (Ok(bound), Ok(opened), _) => (bound, opened),
-                (_, Err(error), Some(good)) => {
-                    // Its task ends only with this one.
-                    let _gone = ends.failed.send(error.to_string()).await;
-                    (config, plan) = (good.clone(), self::plan(&good));
-                    (bind(&mut listeners)?, open(&plan, &status).await?)
-                }
-                (bound, opened, _) => (bound?, opened?),
+            None => match lives.open(&status, &stop).await {
+                Err(_) if stop.is_cancelled() => break Ok(()),
+                opened => (bind(&mut listeners)?, opened?),
             },
         };
+        let config = lives.config.clone();
         let ready = |broker| {
             alive.send_replace(Some(broker));
             manager.say("READY=1");
@@ -153,49 +151,23 @@ pub async fn serve(
             tokio::pin!(running);
             tokio::select! {
                 outcome = &mut running => outcome,
-                Ok(()) = ends.apply.changed() => {
+                () = lives.asked() => {
                     life.cancel();
                     running.await
                 }
             }
         };
-        match outcome {
-            Ok(()) | Err(AppError::Stop) if life.is_cancelled() && !stop.is_cancelled() => {
-                let new = ends.apply.borrow_and_update().clone();
-                plan = self::plan(&new);
-                before = Some(std::mem::replace(&mut config, new));
-            }
-            Err(AppError::Store(error))
-                if !stop.is_cancelled()
-                    && (began.elapsed() > STEADY || status.store_reopened.get() == 0) =>
-            {
-                tracing::error!(%error, "the store failed: opening it again");
-                status.store_reopened.add(1);
-                plan.after = if error.is_corrupt() { After::Damage } else { After::Failure };
-            }
-            outcome => break outcome,
+        let going_on = !stop.is_cancelled();
+        let asked = going_on && life.is_cancelled();
+        let steady = going_on && (began.elapsed() > STEADY || status.store_reopened.get() == 0);
+        if let ControlFlow::Break(outcome) = lives.ended(outcome, asked, steady, &status) {
+            break outcome;
         }
     };
     admin_stop.cancel();
     // Late or not, the process ends next.
     let _late = timeout(PART_STOP, async { tokio::join!(http, following, beating, pushed) }).await;
     outcome
-}
-
-fn plan(config: &Config) -> Plan {
-    Plan {
-        dir: config.data.clone().into(),
-        edge_id: config.id.clone(),
-        lanes: config.active_lanes(),
-        settings: config.store.clone(),
-        after: After::Start,
-    }
-}
-
-async fn open(plan: &Plan, status: &Arc<Status>) -> Result<Opened, store::Error> {
-    let (plan, status) = (plan.clone(), status.clone());
-    let opened = tokio::task::spawn_blocking(move || store::open(&plan, &status)).await;
-    opened.unwrap_or(Err(store::Error::Closed))
 }
 
 /// One life of broker, uplinks and store.

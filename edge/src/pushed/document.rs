@@ -19,7 +19,8 @@ const VERSION: usize = 64;
 
 /// What may be pushed: a section, and which of its keys; none = all. Never who this edge is, where it keeps its data, whom
 /// it lets in, and which cloud it belongs to.
-const ALLOWED: [(&str, &[&str]); 6] = [
+const ALLOWED: [(&str, &[&str]); 7] = [
+    ("inventory", &[]),
     ("lanes", &[]),
     ("session", &[]),
     ("store", &[]),
@@ -90,9 +91,9 @@ mod tests {
 
     #[test]
     fn lanes_and_limits_may_be_pushed_with_a_version() {
-        let text = "version = 7\n[uplink]\nwindow_batches = 4\n[session]\nqueue_messages = 5\n[[lanes]]\nname = 'a'\n";
+        let text = "version = 7\n[uplink]\nwindow_batches = 4\n[session]\nqueue_messages = 5\n[inventory]\ninterval_s = 60\n[[lanes]]\nname = 'a'\n";
         assert_eq!(version(text).as_deref(), Some("7"));
-        assert_eq!(read(text).unwrap().len(), 3);
+        assert_eq!(read(text).unwrap().len(), 4);
         assert_eq!(version("version = 'v 1.2'\nid = 'gw2'").as_deref(), Some("v 1.2"));
     }
 
