@@ -94,8 +94,7 @@ pub struct Document {
 struct Pending {
     /// On this connection.
     id: Option<PacketId>,
-    /// `None`: as soon as all before it is durable.
-    durable: Option<oneshot::Receiver<()>>,
+    durable: oneshot::Receiver<()>,
 }
 
 /// Why a connection is over.
@@ -189,7 +188,6 @@ impl Downlink {
         self.numbers().connects.add(1);
         // Their ids were the last connection's.
         self.pending.iter_mut().for_each(|pending| pending.id = None);
-        self.pending.retain(|pending| pending.durable.is_some());
         if !link.session_present && !self.places.is_empty() {
             self.places.forget();
             if let Err(end) = self.bring(None, Wish::Anew) {
@@ -279,7 +277,8 @@ impl Downlink {
                 None
             }
         };
-        if id.is_none() && self.under_way() >= BROUGHT - usize::from(self.listening.receive_maximum)
+        if id.is_none()
+            && self.pending.len() >= BROUGHT - usize::from(self.listening.receive_maximum)
         {
             self.status.dropped("downlink_qos0", 1);
             return Ok(());
@@ -292,16 +291,11 @@ impl Downlink {
         Ok(())
     }
 
-    /// What the broker has not answered.
-    fn under_way(&self) -> usize {
-        self.pending.iter().filter(|pending| pending.durable.is_some()).count()
-    }
-
     fn bring(&mut self, id: Option<PacketId>, wish: Wish) -> Result<(), End> {
         // What is left of earlier connections takes room too.
         let full = || End::Lost("too much is under way to the disk".to_owned());
         let durable = self.broker.send(wish).ok_or_else(full)?;
-        self.pending.push_back(Pending { id, durable: Some(durable) });
+        self.pending.push_back(Pending { id, durable });
         Ok(())
     }
 
@@ -309,7 +303,7 @@ impl Downlink {
         let (done, durable) = oneshot::channel();
         let sent = self.settings.try_send(Document { own, text, done });
         sent.map_err(|_| End::Lost("settings come faster than they are taken".to_owned()))?;
-        self.pending.push_back(Pending { id, durable: Some(durable) });
+        self.pending.push_back(Pending { id, durable });
         Ok(())
     }
 }
@@ -323,8 +317,8 @@ fn filters(topics: &Topics, settings: &Settings) -> Vec<Filter> {
 
 /// Waits for the first of them; false: it never will be durable.
 async fn front(pending: &mut VecDeque<Pending>) -> bool {
-    match pending.front_mut().and_then(|first| first.durable.as_mut()) {
-        Some(durable) => durable.await.is_ok(),
-        None => true,
+    match pending.front_mut() {
+        Some(first) => (&mut first.durable).await.is_ok(),
+        None => false,
     }
 }
