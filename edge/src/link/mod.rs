@@ -120,6 +120,8 @@ pub enum Answer {
 pub enum Report {
     /// The answer to a token.
     Answered(u64, Answer),
+    /// Something of what is under way was answered: the other end is there, and takes what it is sent.
+    Heard,
     /// Once the connection is gone, the next is not to be made before this has passed.
     RetryAfter(Duration),
     /// The connection is gone. `refused`: a reason code for the oldest unanswered publish, which rumqttc cannot read.

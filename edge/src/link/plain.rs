@@ -10,13 +10,16 @@
 //! to `{prefix}tributary/{edge}/lost/{lane}`. An upload is refused with the worst code that any of its messages got.
 //!
 //! Some brokers (mosquitto 2.0) close the connection right behind a refusal, and with much under way the refusal is lost in
-//! the reset. So after a few connections that brought no answer at all, messages go one at a time for a while.
+//! the reset. So after a few connections that brought no answer at all, messages go one at a time for a while: for whole
+//! uploads, or one that is refused further on in an upload would never be reached. On a long line that takes its time, so
+//! the uplink hears of single answers, too.
 //!
 //! Change here: what a message looks like to a foreign broker. Not here: TLS and what CONNECT says (`batches`).
 
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -32,7 +35,7 @@ use rumqttc::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tributary_shared::{
     clock::wall_ms,
@@ -57,9 +60,12 @@ const AROUND: usize = 64;
 /// MQTT 5, 3.3.2.1: longest topic.
 const TOPIC_MAX: usize = 65_535;
 
-/// Connections in a row without an answer, after which messages go one at a time; and how many of them do.
+/// The uplink hears of single answers at most so often.
+const HEARD_EVERY: Duration = Duration::from_millis(50);
+
+/// Connections in a row without an answer, after which messages go one at a time; and how many of them do, at least.
 const FRUITLESS: u32 = 3;
-const CAREFUL: u32 = 256;
+const CAREFUL: usize = 256;
 
 /// Reason codes, MQTT 5, 2.4.
 const TOPIC_NAME_INVALID: u8 = 0x90;
@@ -86,7 +92,7 @@ struct Experience {
     /// Connections in a row that ended with messages under way and no upload answered.
     fruitless: u32,
     /// Messages that still go one at a time.
-    careful: u32,
+    careful: usize,
 }
 
 impl Care {
@@ -99,11 +105,12 @@ impl Care {
         self.state().careful > 0
     }
 
-    fn answered(&self, answer: Answer) {
+    /// An upload of so many messages was answered.
+    fn answered(&self, answer: Answer, messages: usize) {
         let mut state = self.state();
         state.careful = match answer {
             Answer::Never(_) => CAREFUL,
-            _ => state.careful.saturating_sub(1),
+            _ => state.careful.saturating_sub(messages),
         };
     }
 
@@ -134,12 +141,10 @@ impl Dial for Plain {
         }
         let (uploads, queue) = mpsc::channel(UPLOADS);
         let (news, reports) = mpsc::channel(UPLOADS);
-        let shared = Shared { books: Arc::default(), care: self.care.clone() };
         let in_flight = said.and_then(|said| said.receive_max).map_or(IN_FLIGHT, usize::from);
-        let room = if self.care.is_careful() { 1 } else { in_flight.clamp(1, IN_FLIGHT) };
+        let shared = Shared::new(self.care.clone(), in_flight.clamp(1, IN_FLIGHT));
         let feeder = Feeder {
             client,
-            room: Arc::new(Semaphore::new(room)),
             shared: shared.clone(),
             news: news.clone(),
             prefix: self.prefix.clone(),
@@ -183,6 +188,8 @@ impl Pipe for Sender {
 #[derive(Clone)]
 struct Shared {
     books: Arc<Mutex<Books>>,
+    /// Messages that may be given to the client.
+    room: Arc<Semaphore>,
     care: Care,
 }
 
@@ -195,17 +202,47 @@ struct Books {
     uploads: HashMap<u64, Left>,
     /// Uploads answered on this connection.
     reported: u64,
+    /// Room that is held back while messages go one at a time.
+    spare: usize,
+    /// When the uplink last heard of an answer.
+    heard: Option<Instant>,
 }
 
 /// What an upload still waits for.
 #[derive(Clone, Copy)]
 struct Left {
     messages: usize,
+    /// Of so many.
+    all: usize,
     answer: Answer,
     gap: bool,
 }
 
 impl Shared {
+    fn new(care: Care, in_flight: usize) -> Self {
+        let spare = if care.is_careful() { in_flight - 1 } else { 0 };
+        let books = Books { spare, ..Books::default() };
+        let room = Arc::new(Semaphore::new(in_flight - spare));
+        Self { books: Arc::new(Mutex::new(books)), room, care }
+    }
+
+    /// A message with this packet id is answered.
+    fn answered(&self, id: u16, answer: Answer) -> Option<Report> {
+        let mut books = self.books();
+        let (token, _permit) = books.sent.remove(&id)?;
+        let Some(upload) = books.answered(token, answer) else {
+            let now = Instant::now();
+            let due = books.heard.is_none_or(|heard| now >= heard + HEARD_EVERY);
+            books.heard = if due { Some(now) } else { books.heard };
+            return due.then_some(Report::Heard);
+        };
+        self.care.answered(upload.answer, upload.all);
+        if !self.care.is_careful() {
+            self.room.add_permits(std::mem::take(&mut books.spare));
+        }
+        Some(report(token, upload))
+    }
+
     fn books(&self) -> MutexGuard<'_, Books> {
         // Each change is one call, whole whatever panicked elsewhere.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
@@ -221,25 +258,29 @@ impl Shared {
 }
 
 impl Books {
-    /// One message of `token` is answered; the report, if that settles the upload: the last one is, or one is refused for
-    /// good. The rest of a refused upload is not waited for, it is sent again in parts.
-    fn answered(&mut self, token: u64, answer: Answer) -> Option<Report> {
+    /// One message of `token` is answered; the upload, if that settles it: the last one is, or one is refused for good. The
+    /// rest of a refused upload is not waited for, it is sent again in parts.
+    fn answered(&mut self, token: u64, answer: Answer) -> Option<Left> {
         let left = self.uploads.get_mut(&token)?;
         left.messages = left.messages.saturating_sub(1);
         left.answer = worse(left.answer, answer);
-        let all = *left;
-        if all.messages > 0 && !matches!(all.answer, Answer::Never(_)) {
+        let upload = *left;
+        if upload.messages > 0 && !matches!(upload.answer, Answer::Never(_)) {
             return None;
         }
         self.uploads.remove(&token);
         self.reported += 1;
-        if let (true, Answer::Never(code)) = (all.gap, all.answer) {
-            // It is known here already, in numbers and log; a broker that will not hear it is not told again for ever.
-            tracing::warn!(code, "the broker takes no message about what was given up");
-            return Some(Report::Answered(token, Answer::Done));
-        }
-        Some(Report::Answered(token, all.answer))
+        Some(upload)
     }
+}
+
+fn report(token: u64, upload: Left) -> Report {
+    if let (true, Answer::Never(code)) = (upload.gap, upload.answer) {
+        // It is known here already, in numbers and log; a broker that will not hear it is not told again for ever.
+        tracing::warn!(code, "the broker takes no message about what was given up");
+        return Report::Answered(token, Answer::Done);
+    }
+    Report::Answered(token, upload.answer)
 }
 
 /// A refusal for good says which messages to look at, whatever else there is.
@@ -264,7 +305,6 @@ struct Message {
 /// Takes uploads apart and gives their messages to the client.
 struct Feeder {
     client: AsyncClient,
-    room: Arc<Semaphore>,
     shared: Shared,
     news: mpsc::Sender<Report>,
     prefix: String,
@@ -305,10 +345,11 @@ impl Feeder {
             }
         };
         let gap = upload.gap.is_some();
-        let left = Left { messages: messages.len(), answer: Answer::Done, gap };
+        let all = messages.len();
+        let left = Left { messages: all, all, answer: Answer::Done, gap };
         self.shared.books().uploads.insert(token, left);
         for Message { topic, payload, retain, properties } in messages {
-            let permit = self.room.clone().acquire_owned().await.ok()?;
+            let permit = self.shared.room.clone().acquire_owned().await.ok()?;
             {
                 let mut books = self.shared.books();
                 if !books.uploads.contains_key(&token) {
@@ -406,22 +447,20 @@ async fn pump(mut events: EventLoop, shared: Shared, news: mpsc::Sender<Report>)
 }
 
 fn note(shared: &Shared, event: Event) -> Option<Report> {
-    let mut books = shared.books();
     match event {
         Event::Outgoing(Outgoing::Publish(id)) => {
+            let mut books = shared.books();
             let given = books.given.pop_front()?;
             books.sent.insert(id, given);
             None
         }
         Event::Incoming(Packet::PubAck(ack)) => {
-            let (token, _permit) = books.sent.remove(&ack.pkid)?;
             let answer = match batches::answer(&ack) {
                 // Of this topic, not of the whole edge: this broker knows nothing of edges.
                 Answer::NotNow(code @ 0x87) => Answer::Never(code),
                 answer => answer,
             };
-            shared.care.answered(answer);
-            books.answered(token, answer)
+            shared.answered(ack.pkid, answer)
         }
         _ => None,
     }
@@ -438,13 +477,50 @@ mod tests {
             assert!(!care.is_careful());
             care.lost(false);
         }
-        for _ in 0..CAREFUL {
+        for _ in 0..CAREFUL / 2 {
             assert!(care.is_careful());
-            care.answered(Answer::Done);
+            care.answered(Answer::Done, 2);
         }
         assert!(!care.is_careful());
-        care.answered(Answer::Never(0x87));
+        care.answered(Answer::Never(0x87), 2);
         assert!(care.is_careful());
+    }
+
+    /// `n` messages of upload `token` are on the wire, with packet ids from `id` on.
+    fn send(shared: &Shared, token: u64, id: u16, n: u16) {
+        let mut books = shared.books();
+        for id in id..id + n {
+            let permit = shared.room.clone().try_acquire_owned().unwrap();
+            books.sent.insert(id, (token, permit));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn messages_go_one_at_a_time_to_the_end_of_an_upload_and_then_as_many_as_the_broker_takes()
+     {
+        let care = Care::default();
+        (0..FRUITLESS).for_each(|_| care.lost(false));
+        let shared = Shared::new(care.clone(), 10);
+        let all = CAREFUL + 44;
+        let left = Left { messages: all, all, answer: Answer::Done, gap: false };
+        shared.books().uploads.insert(0, left);
+        let mut heard = 0;
+        for message in 1..all {
+            send(&shared, 0, 1, 1);
+            assert_eq!(shared.room.available_permits(), 0, "alone");
+            tokio::time::advance(HEARD_EVERY / 2).await;
+            match shared.answered(1, Answer::Done) {
+                Some(Report::Heard) => heard += 1,
+                None => {}
+                other => panic!("{message}: {other:?}"),
+            }
+            assert!(care.is_careful(), "{message}");
+        }
+        assert_eq!(heard, all / 2, "the uplink hears of it, but not of each");
+        send(&shared, 0, 1, 1);
+        let done = Report::Answered(0, Answer::Done);
+        assert_eq!(shared.answered(1, Answer::Done), Some(done));
+        assert_eq!((care.is_careful(), shared.room.available_permits()), (false, 10));
     }
 
     #[test]
@@ -461,16 +537,18 @@ mod tests {
     #[test]
     fn an_upload_is_answered_with_its_last_message_and_refused_with_the_first_that_is() {
         let mut books = Books::default();
-        let left = Left { messages: 3, answer: Answer::Done, gap: false };
+        let left = Left { messages: 3, all: 3, answer: Answer::Done, gap: false };
         books.uploads.extend([(0, left), (1, left), (2, Left { gap: true, messages: 1, ..left })]);
-        assert_eq!(books.answered(0, Answer::Done), None);
-        assert_eq!(books.answered(0, Answer::NotNow(0x97)), None);
+        let mut answered =
+            |token, answer| books.answered(token, answer).map(|upload| report(token, upload));
+        assert_eq!(answered(0, Answer::Done), None);
+        assert_eq!(answered(0, Answer::NotNow(0x97)), None);
         let not_now = Report::Answered(0, Answer::NotNow(0x97));
-        assert_eq!(books.answered(0, Answer::Done), Some(not_now));
+        assert_eq!(answered(0, Answer::Done), Some(not_now));
         let never = Report::Answered(1, Answer::Never(0x87));
-        assert_eq!(books.answered(1, Answer::Never(0x87)), Some(never));
-        assert_eq!(books.answered(1, Answer::Done), None);
+        assert_eq!(answered(1, Answer::Never(0x87)), Some(never));
+        assert_eq!(answered(1, Answer::Done), None);
         let done = Report::Answered(2, Answer::Done);
-        assert_eq!(books.answered(2, Answer::Never(0x87)), Some(done));
+        assert_eq!(answered(2, Answer::Never(0x87)), Some(done));
     }
 }

@@ -362,6 +362,13 @@ impl Sending {
         }
     }
 
+    /// Part of an upload was answered: it takes its time, and is not given up meanwhile.
+    pub fn heard(&mut self, now: Instant) {
+        if let Some(open) = &mut self.open {
+            open.heard = now;
+        }
+    }
+
     /// The row after which the store should merge what is small, before what was `read` is handed over.
     pub fn worth_merging(&mut self, read: Read, rows: &[OutboundRow]) -> Option<u64> {
         let window = self.settings.window_batches;

@@ -209,6 +209,7 @@ impl<D: Dial> Uplink<D> {
     fn take(&mut self, report: Report) {
         match report {
             Report::Answered(token, answer) => self.sending.answered(token, answer, now()),
+            Report::Heard => self.sending.heard(now()),
             Report::RetryAfter(wait) => self.retry_after = Some(wait.min(RETRY_MAX)),
             Report::Closed { why, refused } => self.sending.closed(why, refused),
         }

@@ -90,6 +90,22 @@ fn a_line_that_swallows_everything_is_given_up_within_twice_the_time() {
 }
 
 #[test]
+fn an_upload_that_is_answered_bit_by_bit_is_not_given_up() {
+    let settings = Settings { ack_timeout_ms: 30_000, ..Settings::default() };
+    let mut lane = Lane::new(&settings, &Share::new(0), 1, 1_000);
+    let mut now = Instant::now();
+    lane.connect(16, now);
+    for _ in 0..100 {
+        lane.go(now).unwrap();
+        now += 25_000 * MS;
+        lane.sending.heard(now);
+    }
+    lane.sending.answered(0, Answer::Done, now);
+    lane.go(now).unwrap();
+    assert_eq!((lane.sent.len(), lane.sending.done().messages), (1, 1));
+}
+
+#[test]
 fn no_more_is_unanswered_than_the_cloud_takes() {
     let start = Instant::now();
     for most in [1, 2, 5, 16] {

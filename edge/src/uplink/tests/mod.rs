@@ -5,6 +5,7 @@
 mod decisions;
 mod fresh;
 mod order;
+mod plain;
 mod poison;
 
 use std::{
@@ -38,7 +39,7 @@ use tributary_shared::{
 use super::*;
 use crate::{
     lane,
-    link::{Address, Batches, Caller},
+    link::{Address, Batches, Caller, Dial},
     status::Status,
     store::{self, After, Error, Opened, Plan},
 };
@@ -263,6 +264,16 @@ impl Edge {
     }
 
     fn start_with(dir: &Path, cloud: SocketAddr, settings: Settings, lane: lane::Settings) -> Self {
+        Self::start_dialling(dir, cloud, settings, lane, Batches)
+    }
+
+    fn start_dialling<D: Dial + Sync>(
+        dir: &Path,
+        cloud: SocketAddr,
+        settings: Settings,
+        lane: lane::Settings,
+        dial: impl FnOnce(Caller) -> D,
+    ) -> Self {
         let status = Arc::new(Status::default());
         let plan = Plan {
             dir: dir.to_owned(),
@@ -282,7 +293,7 @@ impl Edge {
         };
         let uplink = Uplink::new(
             part,
-            Batches(Caller {
+            dial(Caller {
                 address: Address::parse(&format!("mqtt://{cloud}")).unwrap(),
                 identity: crate::enrol::Identity::new(&crate::config::Config::default()),
                 edge_id: "gw1".to_owned(),
