@@ -19,6 +19,19 @@ use crate::s3;
 /// How long a start may take before the test fails.
 const READY: Duration = Duration::from_mins(1);
 
+/// For what no event tells of: how long it is waited for, and the time between two looks.
+const PATIENCE: Duration = Duration::from_mins(1);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Waits until it `is` so, looking now and then; the test fails if it never is.
+pub fn until(what: &str, mut is: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(LOOK);
+    }
+}
+
 /// One running process and what its `ready` line said.
 #[derive(Debug)]
 pub struct Process {
@@ -44,11 +57,8 @@ pub fn free_address() -> SocketAddr {
 
 /// Waits until nobody listens there: the kernel may close the sockets of a process a moment after its end was seen.
 fn until_free(addresses: &[SocketAddr]) {
-    let deadline = Instant::now() + READY;
-    while !addresses.iter().all(|address| TcpListener::bind(address).is_ok()) {
-        assert!(Instant::now() < deadline, "somebody else listens on one of {addresses:?}");
-        std::thread::yield_now();
-    }
+    let free = || addresses.iter().all(|address| TcpListener::bind(address).is_ok());
+    until(&format!("nobody else listens on {addresses:?}"), free);
 }
 
 /// Where cargo puts the binaries of the profile that runs this test; `TESTED_BINARIES` overrides.

@@ -12,7 +12,7 @@ use tributary_shared::mqtt::{
     Packet, PacketId, Qos, Reason, Version,
     packet::{Connect, Publish},
 };
-use tributary_tests::{Device, Edge, device::connect_packet, http_get};
+use tributary_tests::{Device, Edge, device::connect_packet, http_get, process::until};
 
 /// Why a test did not run, for whoever reads the output.
 #[expect(clippy::print_stdout, reason = "a skipped test says so")]
@@ -179,16 +179,12 @@ fn a_disk_that_fails_acknowledges_nothing_and_the_store_is_opened_again() {
         // It counts by thread, and the store has new ones.
         let _ = tracer.kill();
         assert!(lost < 100, "the store does not come back");
-        writer = loop {
-            if let Ok(writer) = Device::connect(edge.mqtt, "w") {
-                break writer;
-            }
-            assert!(
-                Instant::now() < deadline + Duration::from_secs(40),
-                "the store does not come back"
-            );
-            std::thread::yield_now();
-        };
+        let mut back = None;
+        until("the store comes back", || {
+            back = Device::connect(edge.mqtt, "w").ok();
+            back.is_some()
+        });
+        writer = back.expect("a connection");
     }
     let _ = tracer.kill();
     let _ = tracer.wait();

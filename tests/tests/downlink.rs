@@ -1,11 +1,7 @@
 //! Commands produced at the cloud, over any protocol, reach the devices behind the right gateway: once in its store, in order,
 //! also after days without it, and never back up again.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use lapin::{
@@ -20,7 +16,9 @@ use tributary_shared::mqtt::{
     Qos, Version,
     packet::{Publish, PublishProperties},
 };
-use tributary_tests::{Cloud, Device, Edge, device::connect_packet, http_get, kafka::Reader};
+use tributary_tests::{
+    Cloud, Device, Edge, device::connect_packet, http_get, kafka::Reader, process::until,
+};
 
 const WAIT: Duration = Duration::from_mins(1);
 const QUICK: [&str; 4] =
@@ -31,13 +29,6 @@ fn metric(admin: SocketAddr, name: &str) -> u64 {
     let page = http_get(admin, "/metrics");
     let value = page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
     value.unwrap_or(0)
-}
-
-fn until(what: &str, mut is: impl FnMut() -> bool) {
-    let deadline = Instant::now() + WAIT;
-    while !is() {
-        assert!(Instant::now() < deadline, "never: {what}");
-    }
 }
 
 /// The cloud knows so many filters.

@@ -2,18 +2,20 @@
 //! certificate by itself, also after the cloud was away, and is shut out when the operator says so.
 
 use std::{
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Output},
-    time::{Duration, Instant},
+    time::{Duration, SystemTime},
 };
 
-use tributary_tests::{Cloud, Device, Edge, http_get, process::binary};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
+use tributary_tests::{
+    Cloud, Device, Edge, http_get,
+    process::{binary, free_address, until},
+};
 
-/// For anything that is waited for.
-const PATIENCE: Duration = Duration::from_mins(1);
-/// Seconds that an edge's certificate is good here: renewed after 30 to 33.
-const LIFE_S: u64 = 45;
+/// Seconds of an old certificate: it is renewed after 400 to 440, tried again every 10 to 30, and so many are over.
+const LIFE_S: u64 = 600;
+const OVER_S: u64 = 450;
 
 /// A fleet: the authority's files, and a cloud that uses them.
 struct Fleet {
@@ -21,10 +23,6 @@ struct Fleet {
     cloud: Cloud,
     /// Where edges connect, `localhost:port`.
     edges: String,
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn run(program: &str, arguments: &[&str]) -> Output {
@@ -44,12 +42,12 @@ impl Fleet {
         let made = run("tributary-cloud", &["ca", "init", "--dir", ca_text, "--host", "localhost"]);
         assert!(made.status.success(), "{}", said(&made));
         // The cloud must find the same ports again after it was away.
-        let (mqtt, est) = (free_port(), free_port());
+        let (mqtt, est) = (free_address().port(), free_address().port());
         let settings = format!(
             "[listen]\nest = '127.0.0.1:{est}'\n\n[[listeners]]\naddress = '127.0.0.1:{mqtt}'\ntransport = 'tls'\n\
              certificate = '{ca_text}/server.pem'\nkey = '{ca_text}/server.key'\nclient_ca = '{ca_text}/ca.pem'\n\n\
              [enrol]\nca = '{ca_text}/ca.pem'\nca_key = '{ca_text}/ca.key'\ncertificate = '{ca_text}/server.pem'\n\
-             key = '{ca_text}/server.key'\nreached_at = 'localhost:{est}'\ncertificate_s = {LIFE_S}\n"
+             key = '{ca_text}/server.key'\nreached_at = 'localhost:{est}'\n"
         );
         let file = folder.path().join("cloud.toml");
         std::fs::write(&file, settings).unwrap();
@@ -71,6 +69,25 @@ impl Fleet {
 
     fn data(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// Gives an edge a certificate for the same key that is to be renewed.
+    fn make_old(&self, id: &str, data: &Path) {
+        let read = |path: PathBuf| std::fs::read_to_string(path).unwrap();
+        let (file, ca) = (data.join("identity/edge.pem"), self.folder.path().join("ca"));
+        let authority = KeyPair::from_pem(&read(ca.join("ca.key"))).unwrap();
+        let authority = Issuer::from_ca_cert_pem(&read(ca.join("ca.pem")), authority).unwrap();
+        let mut params = CertificateParams::default();
+        let name = format!("urn:tributary:edge:{id}");
+        params.subject_alt_names = vec![SanType::URI(name.try_into().unwrap())];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        let from = SystemTime::now() - Duration::from_secs(OVER_S);
+        params.not_before = from.into();
+        params.not_after = (from + Duration::from_secs(LIFE_S)).into();
+        let key = KeyPair::from_pem(&read(file.clone())).unwrap();
+        let certificate = params.signed_by(&key, &authority).unwrap();
+        std::fs::write(file, key.serialize_pem() + &certificate.pem()).unwrap();
     }
 
     fn edge(&self, id: &str, data: &Path) -> Edge {
@@ -105,14 +122,6 @@ fn enrol(data: &Path, token: &str) -> Output {
     run("tributary-edge", &["enrol", "--data", data.to_str().unwrap(), token])
 }
 
-fn wait(what: &str, mut done: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !done() {
-        assert!(began.elapsed() < PATIENCE, "{what}");
-        std::thread::yield_now();
-    }
-}
-
 /// Publishes so many messages, each acknowledged.
 fn publish(edge: &Edge, count: usize) {
     let mut device = Device::connect(edge.mqtt, "device").unwrap();
@@ -141,24 +150,28 @@ fn a_token_enrols_one_gateway_whose_certificate_renews_itself_until_it_is_denied
 
     let edge = fleet.edge("gw1", &data);
     publish(&edge, 10);
-    wait("the first messages arrive", || fleet.records("gw1") == 10);
+    until("the first messages arrive", || fleet.records("gw1") == 10);
+    assert_eq!(counted(&edge, "renewals"), 0);
+    drop(edge);
     // The cloud is away when the certificate is to be renewed, and back before it ends.
     fleet.cloud.process.kill();
+    fleet.make_old("gw1", &data);
+    let edge = fleet.edge("gw1", &data);
     publish(&edge, 10);
-    wait("a renewal fails", || counted(&edge, "failures") > 0);
+    until("a renewal fails", || counted(&edge, "failures") > 0);
     assert_eq!(counted(&edge, "renewals"), 0);
     fleet.cloud = fleet.cloud.restart();
-    wait("the rest arrives", || fleet.records("gw1") == 20);
-    wait("the certificate is renewed", || counted(&edge, "renewals") > 0);
+    until("the rest arrives", || fleet.records("gw1") == 20);
+    until("the certificate is renewed", || counted(&edge, "renewals") > 0);
 
     fleet.enroll(&["deny", "gw1"]);
-    wait("its connections are cut", || !fleet.is_connected("gw1"));
+    until("its connections are cut", || !fleet.is_connected("gw1"));
     publish(&edge, 5);
-    wait("the edge says why", || http_get(edge.admin, "/status").contains("deny list"));
+    until("the edge says why", || http_get(edge.admin, "/status").contains("deny list"));
     assert_eq!(fleet.records("gw1"), 20);
     assert!(fleet.enroll(&["list"]).contains("denied gw1"));
     fleet.enroll(&["allow", "gw1"]);
-    wait("what waited arrives", || fleet.records("gw1") == 25);
+    until("what waited arrives", || fleet.records("gw1") == 25);
 }
 
 #[test]
@@ -175,7 +188,7 @@ fn a_certificate_of_another_edge_or_another_fleet_opens_nothing() {
     for (id, data, words) in [("gw2", &data, "another id"), ("gw1", &theirs, "another fleet")] {
         let edge = fleet.edge(id, data);
         publish(&edge, 1);
-        wait(words, || http_get(edge.admin, "/status").contains(words));
+        until(words, || http_get(edge.admin, "/status").contains(words));
         assert_eq!(fleet.records(id), 0);
     }
 }

@@ -15,7 +15,7 @@ use tributary_tests::{
     Checker, Cloud, Device,
     checker::{Verdict, payload},
     kafka::Reader,
-    process::Process,
+    process::{Process, free_address},
     say,
 };
 
@@ -82,7 +82,7 @@ fn keeps_its_promises(target: &str, emulator: &str) {
     };
     let folder = tempfile::tempdir().expect("folder");
     let mut cloud = Cloud::start(&folder.path().join("cloud"));
-    let any = "127.0.0.1:0".parse().expect("address");
+    let any = free_address();
     let mut edge = Gateway::start(&program, &folder.path().join("edge"), cloud.mqtt, any);
     let mut checker = Checker::default();
     let (mut first, mut kills) = (0, 0);

@@ -167,7 +167,7 @@ in_root sh -c 'dpkg --install /opt/tributary-edge_1.0.0_amd64.deb >/dev/null 2>&
 printf 'id = "gw-7"\n[listen]\nmqtt = "127.0.0.1:1883"\nadmin = "127.0.0.1:8081"\n' > "$root/etc/tributary/edge.toml"
 system=$root/etc/systemd/system
 mkdir -p "$system/tributary-edge.service.d"
-printf '[Service]\nWatchdogSec=3\n' > "$system/tributary-edge.service.d/quick.conf"
+printf '[Service]\nWatchdogSec=20\n' > "$system/tributary-edge.service.d/quick.conf"
 printf '[Unit]\nRequires=basic.target steps.service\n' > "$system/steps.target"
 cat > "$system/steps.service" <<UNIT
 [Service]
@@ -177,7 +177,7 @@ StandardOutput=append:/opt/said
 StandardError=append:/opt/said
 ExecStopPost=/bin/systemctl poweroff --no-block
 UNIT
-timeout 120 systemd-nspawn --quiet --directory="$root" --machine="tributary-$$" --register=no --keep-unit --private-network \
+timeout 300 systemd-nspawn --quiet --directory="$root" --machine="tributary-$$" --register=no --keep-unit --private-network \
   --boot -- --unit=steps.target >"$1/console" 2>&1 || cat "$1/console"
 cat "$root/opt/said"
 "#;
@@ -186,7 +186,7 @@ const SERVICE: &str = r#"
 set -ex
 value() { systemctl show tributary-edge --value --property "$1"; }
 # It ended: systemd has begun it anew and has heard that it serves.
-again() { while [ "$(value NRestarts)" != "$1" ] || [ "$(value ActiveState)" != active ]; do sleep 0.1; done; }
+again() { while [ "$(value NRestarts)" -lt "$1" ] || [ "$(value ActiveState)" != active ]; do sleep 0.1; done; }
 
 systemctl start tributary-edge
 pid=$(value MainPID)

@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rdkafka::Message as _;
@@ -18,6 +18,7 @@ use tributary_tests::{
     device::connect_packet,
     http_get,
     kafka::Reader,
+    process::until,
 };
 
 const WAIT: Duration = Duration::from_mins(1);
@@ -32,13 +33,6 @@ const QUICK: [&str; 6] = [
 
 fn status(admin: SocketAddr) -> Value {
     serde_json::from_str(&http_get(admin, "/status")).unwrap_or_default()
-}
-
-fn until(what: &str, mut is: impl FnMut() -> bool) {
-    let deadline = Instant::now() + WAIT;
-    while !is() {
-        assert!(Instant::now() < deadline, "never: {what}");
-    }
 }
 
 /// Retained, as an operator does it.

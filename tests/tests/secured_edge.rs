@@ -7,7 +7,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -19,7 +19,12 @@ use tributary_shared::mqtt::{
     Packet, Qos, Reason, Version,
     packet::{Connect, Publish, Subscribe, SubscribeFilter, SubscriptionOptions},
 };
-use tributary_tests::{Device, Edge, device::connect_packet, http_get, process::binary};
+use tributary_tests::{
+    Device, Edge,
+    device::connect_packet,
+    http_get,
+    process::{binary, until},
+};
 
 /// ann's password.
 const PASSWORD: &str = "correct horse";
@@ -95,10 +100,7 @@ impl Secured {
         let before = self.metric(counted);
         let id = self.edge.process.id().to_string();
         assert!(Command::new("kill").args(["-HUP", &id]).status().unwrap().success());
-        let started = Instant::now();
-        while self.metric(counted) == before {
-            assert!(started.elapsed() < Duration::from_secs(20), "{counted} stays {before}");
-        }
+        until(&format!("more than {before} {counted}"), || self.metric(counted) != before);
     }
 }
 

@@ -5,10 +5,9 @@ use std::{
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
 };
 
-use crate::process::free_address;
+use crate::process::{free_address, until};
 
 /// A running mosquitto, without persistence unless told; killed when dropped.
 #[derive(Debug)]
@@ -54,12 +53,10 @@ impl Mosquitto {
             .stderr(Stdio::null())
             .spawn()
             .expect("mosquitto starts");
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while TcpStream::connect(free).is_err() {
+        until(&format!("mosquitto listens on {free}"), || {
             assert!(child.try_wait().expect("status").is_none(), "mosquitto ended at once");
-            assert!(Instant::now() < deadline, "mosquitto does not listen on {free}");
-            std::thread::yield_now();
-        }
+            TcpStream::connect(free).is_ok()
+        });
         Self { child, address: free, _folder: folder }
     }
 

@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rdkafka::Message as _;
@@ -27,7 +27,11 @@ use self::{
     ledger::{Ledger, Place},
     load::{Publisher, Subscriber},
 };
-use crate::{Cloud, Device, Edge, checker, http_get, kafka::Reader, process::free_address};
+use crate::{
+    Cloud, Device, Edge, checker, http_get,
+    kafka::Reader,
+    process::{free_address, until},
+};
 
 /// Acknowledgements a second before the fault, below which a round proves nothing.
 pub const GATE: f64 = 200.0;
@@ -404,11 +408,7 @@ impl Host {
             .spawn()
             .expect("mosquitto");
         self.mosquitto = Some(child);
-        let deadline = Instant::now() + PATIENCE;
-        while TcpStream::connect(self.mqtt).is_err() {
-            assert!(Instant::now() < deadline, "mosquitto does not listen");
-            thread::yield_now();
-        }
+        until("mosquitto listens", || TcpStream::connect(self.mqtt).is_ok());
     }
 
     /// Files put aside by this start of the edge.
