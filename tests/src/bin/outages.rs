@@ -4,6 +4,8 @@
 //! settings. The edge is run without a cloud there; `tests/tests/power_cut.rs` has one.
 //! `outages bridge KILLS CUTS [lying] [SEED]`: devices, edge, cloud and all readers; a line a round. `lying`: the edge's disk only says
 //! that it synced.
+//! `outages link TROUBLES KILLS [SEED]`: a link that is troubled all the time. `outages link-control D|O ROUNDS`: an edge that may
+//! send twice, behind one that loses acknowledgements or swaps.
 //! `outages points EDGE CLOUD`: so many system calls of each at which it is killed; likewise.
 //! `outages outage MESSAGES`: an edge in 64 MiB takes so many while there is no cloud, is killed once, and drains.
 //! Exit code 2 where the machine cannot do it, 1 where a promise was not kept.
@@ -11,7 +13,7 @@
 use std::process::ExitCode;
 
 use tributary_tests::{
-    bridge::{Backlog, Plan},
+    bridge::{Backlog, Plan, Trouble},
     outage::{Broker, Fault, Outage},
     say,
 };
@@ -28,8 +30,20 @@ fn main() -> ExitCode {
                 seed => (false, seed),
             };
             plan.lying = lying;
-            plan.until_loss = lying;
+            plan.until_broken = lying;
             plan.seed = seed.first().map_or(plan.seed, |seed| number(seed) as u64);
+            plan.run().map(|outcome| (json(&outcome), outcome.is_broken()))
+        }
+        ["link", troubles, kills, seed @ ..] => {
+            let mut plan = Plan::bad_link(number(troubles), number(kills));
+            plan.verbose = true;
+            plan.seed = seed.first().map_or(plan.seed, |seed| number(seed) as u64);
+            plan.run().map(|outcome| (json(&outcome), outcome.is_broken()))
+        }
+        ["link-control", letter @ ("D" | "O"), rounds] => {
+            let troubles: &'static [Trouble] =
+                if *letter == "D" { &[Trouble::AckLost] } else { &[Trouble::Swapped] };
+            let plan = Plan::at_least_once(troubles, number(rounds));
             plan.run().map(|outcome| (json(&outcome), outcome.is_broken()))
         }
         ["points", edge, cloud] => {

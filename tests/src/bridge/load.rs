@@ -153,6 +153,13 @@ impl Publisher {
         }
     }
 
+    /// The same, but to this topic.
+    #[must_use]
+    pub fn to(mut self, topic: &str) -> Self {
+        topic.clone_into(&mut self.topic);
+        self
+    }
+
     /// Publishes until the station ends.
     pub fn run(&mut self, broker: SocketAddr, station: &Station) {
         while station.is_open() {

@@ -3,16 +3,21 @@
 //! Holds: a run ([`Plan`]) and its rounds. A round: devices publish, the edge sends on, a Kafka consumer reads; after a random
 //! number of acknowledgements the fault; whoever fell starts again. At the end everything drains and all readers are compared
 //! with the devices' books. In: which faults, how many. Out: [`Outcome`]. Change here: what a round is, which faults there are.
-//! Parts: `backlog` (a long outage instead of many), `points` (crash points), `message` (what is sent), `load` (devices), `readers`, `books` (the checker).
+//! Parts: `parts` (what runs), `fault`, `points` (crash points), `proxy` (a bad link), `message` (what is sent), `load` (devices),
+//! `commands` (the way down), `readers`, `books` (the checker); `backlog` (a long outage instead of many rounds).
 //! Not here: sessions, queues and retained messages of one edge (`outage`); how many rounds, and what is asked (`tests/`, `bin/`).
 
 mod backlog;
 mod bits;
 mod books;
+mod commands;
+mod fault;
 mod load;
 mod message;
 mod outcome;
+mod parts;
 mod points;
+mod proxy;
 mod readers;
 
 use std::{
@@ -20,24 +25,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tempfile::TempDir;
-use tributary_shared::mqtt::Qos;
-
+use self::parts::Parts;
 pub use self::{
     backlog::{Backlog, Drained},
     books::{Books, Verdict, View},
+    fault::Fault,
     load::{Publisher, Station},
     message::Message,
     outcome::Outcome,
+    parts::{CLOUD, EDGE},
     points::Point,
+    proxy::{Proxy, Trouble},
     readers::{Live, Waiting, read_kafka},
 };
 use crate::{
-    Cloud, Edge,
-    outage::{
-        GATE,
-        disk::{Disk, lying_library},
-    },
+    outage::{Disk, GATE},
     random::Random,
     say,
 };
@@ -49,33 +51,27 @@ const DRAIN: Duration = Duration::from_mins(2);
 /// Messages of a round that must be read at the other end before the fault: the bridge was at work.
 const BRIDGED: u64 = 20;
 
-/// What happens in a round.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// SIGKILL of the edge; sometimes again while it starts.
-    KillEdge,
-    /// SIGKILL of the cloud; sometimes again while it starts.
-    KillCloud,
-    /// Both within a few milliseconds.
-    KillBoth,
-    /// The power of the edge's disk, then SIGKILL.
-    CutEdge,
-    /// The edge falls at this system call.
-    EdgeAt(Point),
-    /// The cloud falls at this system call.
-    CloudAt(Point),
+/// Commands that may go down in a round, where there are any.
+const COMMANDS: u64 = 10;
+
+/// What lies between edge and cloud.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Link {
+    /// Nothing.
+    #[default]
+    Good,
+    /// All troubles in turn, all the time, on two lanes and the way down.
+    Bad,
+    /// These troubles, and an edge that only promises to send everything at least once (`uplink.format = "mqtt"`): a control.
+    AtLeastOnce(&'static [Trouble]),
 }
 
-impl Fault {
-    /// Without its numbers.
-    pub fn name(self) -> &'static str {
+impl Link {
+    fn troubles(self) -> &'static [Trouble] {
         match self {
-            Self::KillEdge => "KillEdge",
-            Self::KillCloud => "KillCloud",
-            Self::KillBoth => "KillBoth",
-            Self::CutEdge => "CutEdge",
-            Self::EdgeAt(_) => "EdgeAt",
-            Self::CloudAt(_) => "CloudAt",
+            Self::Good => &[],
+            Self::Bad => &Trouble::ALL,
+            Self::AtLeastOnce(troubles) => troubles,
         }
     }
 }
@@ -85,10 +81,12 @@ impl Fault {
 pub struct Plan {
     /// One a round.
     pub faults: Vec<Fault>,
+    /// What lies between edge and cloud.
+    pub link: Link,
     /// The edge believes that its log was synced: a control.
     pub lying: bool,
-    /// Ends with the first round that lost something.
-    pub until_loss: bool,
+    /// Ends with the first round that broke a promise.
+    pub until_broken: bool,
     /// Of the moments of faults.
     pub seed: u64,
     /// Prints a line of JSON a round.
@@ -113,6 +111,23 @@ impl Plan {
         self
     }
 
+    /// A bad link: so many of its troubles, each in a round of its own, and so many kills besides.
+    pub fn bad_link(troubles: usize, kills: usize) -> Self {
+        let mut plan = Self { link: Link::Bad, ..Self::new(kills, 0) };
+        plan.faults.extend(std::iter::repeat_n(Fault::Link, troubles));
+        plan
+    }
+
+    /// The control for it: an edge that may repeat and reorder what these troubles meet. Ends when it was caught.
+    pub fn at_least_once(troubles: &'static [Trouble], rounds: usize) -> Self {
+        let link = Link::AtLeastOnce(troubles);
+        Self { link, until_broken: true, ..Self::bad_link(rounds, 0) }
+    }
+
+    fn cuts_power(&self) -> bool {
+        self.faults.contains(&Fault::CutEdge)
+    }
+
     /// Runs; or says why that is not possible here.
     pub fn run(&self) -> Result<Outcome, String> {
         if self.faults.iter().any(|fault| matches!(fault, Fault::EdgeAt(_) | Fault::CloudAt(_))) {
@@ -129,7 +144,7 @@ impl Plan {
                 let bound = 3 + self.faults.len() / 4;
                 assert!(slow <= bound, "this machine is too slow to prove anything");
             }
-            if self.until_loss && run.has_lost() {
+            if self.until_broken && run.is_broken() {
                 break;
             }
         }
@@ -146,76 +161,10 @@ struct Run {
     lying: bool,
 }
 
-/// Everything that runs.
-struct Parts {
-    cloud: Cloud,
-    edge: Edge,
-    disk: Option<Disk>,
-    station: &'static Station,
-    devices: Vec<thread::JoinHandle<()>>,
-    marker: Publisher,
-    live: Live,
-    waiting: Waiting,
-    _folder: TempDir,
-}
-
-/// Settings of clouds under test: nothing that waits for a reader is dropped, and it is read quickly.
-pub const CLOUD: [&str; 6] = [
-    "--set",
-    "mqtt.session.queue_stored_messages=100000000",
-    "--set",
-    "mqtt.session.queue_stored_bytes=1000000000000",
-    "--set",
-    "mqtt.session.inflight_messages=1000",
-];
-
-/// Settings of edges under test: they try again soon, publish nothing of their own (it goes to another stream, and would be
-/// a hole in the sequences of this one), and write the log into the file often.
-pub const EDGE: [&str; 8] = [
-    "--set",
-    "uplink.backoff_min_ms=20",
-    "--set",
-    "uplink.backoff_max_ms=200",
-    "--set",
-    "inventory.interval_s=0",
-    "--set",
-    "store.checkpoint_pages=200",
-];
-
 impl Run {
     fn start(plan: &Plan) -> Result<Self, String> {
-        let cuts = plan.faults.contains(&Fault::CutEdge);
-        let disk = cuts.then(|| Disk::new(512)).transpose()?;
-        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let at = disk.as_ref().map_or(folder.path(), Disk::path).join("edge");
-        let lying = if plan.lying { vec![lying_library(folder.path())?] } else { Vec::new() };
-        let environment: Vec<_> = lying.into_iter().map(|path| ("LD_PRELOAD", path)).collect();
-        let data = format!("file://{}", folder.path().join("cloud").display());
-        let cloud = Cloud::start_with(&data, &CLOUD);
-        let edge = Edge::start_in(&at, "gw1", Some(cloud.mqtt), &EDGE, &environment);
-        let (waiting, live) = (Waiting::prepare(&cloud), Live::start(cloud.kafka));
-        if let Some(disk) = &disk {
-            disk.sync();
-        }
-        // Lives as long as the process: its threads are not bound to this scope.
-        let station: &'static Station = Box::leak(Box::default());
-        let devices = [
-            ("d0", Qos::AtLeastOnce, 50),
-            ("d1", Qos::AtLeastOnce, 10),
-            ("d2", Qos::AtLeastOnce, 1),
-            ("x0", Qos::ExactlyOnce, 20),
-        ];
-        let devices = devices.map(|(name, qos, window)| {
-            let mut device = Publisher::new("gw1", name, qos, window, 60);
-            let mqtt = edge.mqtt;
-            thread::spawn(move || device.run(mqtt, station))
-        });
-        let marker = Publisher::new("gw1", "marker", Qos::AtLeastOnce, 1, 0);
-        let devices = devices.into();
-        let parts =
-            Parts { cloud, edge, disk, station, devices, marker, live, waiting, _folder: folder };
         Ok(Self {
-            parts,
+            parts: Parts::start(plan)?,
             random: Random::new(plan.seed),
             outcome: Outcome::new(plan.seed),
             began: Instant::now(),
@@ -231,8 +180,12 @@ impl Run {
         }
         let fuse = self.parts.disk.as_ref().filter(|_| fault == Fault::CutEdge).map(Disk::fuse);
         let before = self.parts.live.view().total();
+        let troubles = self.parts.proxy.as_ref().map_or(0, Proxy::total);
         let station = self.parts.station;
         station.open(20_000);
+        if let Some(commands) = &self.parts.commands {
+            commands.more(COMMANDS);
+        }
         let bridged = self.parts.live.wait_total(before + BRIDGED, PATIENCE);
         // In every second round in which the edge falls the cloud is frozen then: what is acknowledged is on the edge's disk only.
         // In all of a control: it must be caught.
@@ -248,7 +201,8 @@ impl Run {
         // Devices are at it when the fault comes; while somebody is down they need not be for long.
         station.allow(300);
         let rate = acked as f64 / took.as_secs_f64().max(0.001);
-        let counts = acked >= goal && rate >= GATE && bridged;
+        let troubled = fault != Fault::Link || self.trouble(troubles + 1);
+        let counts = acked >= goal && rate >= GATE && bridged && troubled;
         let fallen = Instant::now();
         match fault {
             Fault::KillEdge => self.kill_edge(),
@@ -267,6 +221,7 @@ impl Run {
                 self.parts.disk.as_ref().expect("a disk").restore();
                 self.parts.edge.start_again().expect("the edge starts");
             }
+            Fault::Link => {}
             Fault::EdgeAt(_) | Fault::CloudAt(_) => unreachable!("has a round of its own"),
         }
         if frozen {
@@ -332,6 +287,19 @@ impl Run {
         counts
     }
 
+    /// Devices are at it until the link had so many troubles.
+    fn trouble(&self, total: u64) -> bool {
+        let Some(proxy) = &self.parts.proxy else { return false };
+        let deadline = Instant::now() + PATIENCE;
+        while !proxy.wait(total, Duration::from_millis(20)) {
+            if Instant::now() > deadline {
+                return false;
+            }
+            self.parts.station.allow(100);
+        }
+        true
+    }
+
     fn tell(&self, round: &serde_json::Value) {
         if self.verbose {
             say(&round.to_string());
@@ -357,23 +325,35 @@ impl Run {
         parts.cloud.start_again().expect("the cloud starts");
     }
 
-    /// Something acknowledged before a message that has arrived has not. What devices repeat meanwhile may come behind it.
-    fn has_lost(&mut self) -> bool {
+    /// Something acknowledged before a message that has arrived has not, or something came twice or in another order. What
+    /// devices repeat meanwhile may come behind it.
+    fn is_broken(&mut self) -> bool {
         let promised = self.parts.station.state().books.clone();
         self.parts.station.open(0);
+        // One message a PUBLISH would take too long to drain over a link that cuts every few of them.
+        self.parts.proxy.iter().for_each(|proxy| proxy.calm(true));
         let _last = self.mark();
-        promised.verdict(&self.parts.live.view()).lost > 0
+        self.parts.proxy.iter().for_each(|proxy| proxy.calm(false));
+        let verdict = promised.verdict(&self.parts.live.view());
+        verdict.lost + verdict.duplicated + verdict.disordered > 0
     }
 
-    /// Publishes a message behind all others and waits until it is read.
+    /// Publishes a message behind all others, in each lane, and waits until it is read. The last of them.
     fn mark(&mut self) -> Message {
-        let Parts { marker, edge, station, live, .. } = &mut self.parts;
-        let last = marker.publish_one(edge.mqtt, station).expect("a mark");
-        assert!(live.wait_for(&last, DRAIN), "what the edge holds does not reach the cloud");
-        last
+        let Parts { markers, edge, station, live, .. } = &mut self.parts;
+        let marks = markers.iter_mut().map(|marker| {
+            let mark = marker.publish_one(edge.mqtt, station).expect("a mark");
+            assert!(live.wait_for(&mark, DRAIN), "what the edge holds does not reach the cloud");
+            mark
+        });
+        marks.last().expect("a lane")
     }
 
     fn finish(mut self) -> Outcome {
+        if let Some(proxy) = &self.parts.proxy {
+            proxy.calm(true);
+            self.outcome.troubles = proxy.met();
+        }
         self.parts.station.open(0);
         self.parts.station.end();
         for device in self.parts.devices.drain(..) {
@@ -381,7 +361,11 @@ impl Run {
         }
         let began = Instant::now();
         let last = self.mark();
-        let Parts { cloud, station, live, waiting, edge, .. } = self.parts;
+        let Parts { cloud, station, live, waiting, edge, commands, .. } = self.parts;
+        if let Some(commands) = commands {
+            let (verdict, promised) = commands.finish(&cloud, &edge);
+            (self.outcome.down, self.outcome.commands) = (verdict, promised);
+        }
         let live = live.finish();
         let log = read_kafka(cloud.kafka, &last);
         let (amqp, mqtt) = (waiting.read_amqp(&cloud, &last), waiting.read_mqtt(&cloud, &last));

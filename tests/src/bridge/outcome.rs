@@ -19,6 +19,8 @@ pub struct Outcome {
     pub slowest: u64,
     /// From the fault to `ready`, ms: median and longest.
     pub back_ms: [u64; 2],
+    /// Connections that were troubled, by kind.
+    pub troubles: BTreeMap<String, u64>,
     /// Of the crash points: those before the process was ready.
     pub while_starting: u64,
     /// Acknowledged from the first to the last moment.
@@ -29,6 +31,10 @@ pub struct Outcome {
     pub sessions_lost: u64,
     /// What the readers saw.
     pub verdict: Verdict,
+    /// Commands that the cloud acknowledged, and what their device got.
+    pub commands: u64,
+    /// See `commands`.
+    pub down: Verdict,
     /// The last backlog and all reading at the end, and the whole run, seconds.
     pub drain_s: f64,
     /// See `drain_s`.
@@ -65,6 +71,6 @@ impl Outcome {
 
     /// A promise was not kept.
     pub fn is_broken(&self) -> bool {
-        self.verdict.is_broken() || self.sessions_lost > 0
+        self.verdict.is_broken() || self.down.is_broken() || self.sessions_lost > 0
     }
 }
