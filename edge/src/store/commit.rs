@@ -106,7 +106,7 @@ impl Writer {
         self.state.status.committed(began.elapsed());
         if self.state.status.commits.get() % SIZE_EVERY == 1 {
             let pages: i64 = self.db.query_row("PRAGMA page_count", [], |row| row.get(0))?;
-            self.state.status.db_bytes.set(pages.max(0) as u64 * super::open::PAGE);
+            self.state.status.db_bytes.set(pages.max(0) as u64 * self.room.page());
         }
         Ok(())
     }

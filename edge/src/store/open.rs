@@ -46,8 +46,11 @@ pub(super) const FILE: &str = "edge.db";
 const LOCK: &str = "lock";
 const BALLAST: &str = "ballast";
 const ENDS: &str = "ends";
-/// Bytes of a page of the file.
-pub(super) const PAGE: u64 = 4096;
+/// Bytes of a page of a new file. A commit writes whole pages, and rows of batches lie across small ones without a gap:
+/// `docs/decisions/0071-*`. A file of before keeps its own.
+pub(super) const PAGE: u64 = 1024;
+/// Bytes of what the settings call a page.
+const SETTINGS_PAGE: u64 = 4096;
 /// For other processes to be done with the file.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Statements kept prepared; there are fewer.
@@ -196,8 +199,10 @@ fn connect_halves(
     let trimmed = Trimmings::default();
     let shared = trimmed.clone();
     let settings = &plan.settings;
-    let (ballast, pages) = (plan.dir.join(BALLAST), settings.checkpoint_pages);
-    let room = Room::new(ballast, settings.ballast_bytes, max_bytes(plan), pages);
+    let page = db.query_row("PRAGMA page_size", [], |row| row.get::<_, u32>(0))?;
+    let log_bytes = u64::from(settings.checkpoint_pages) * SETTINGS_PAGE;
+    let (ballast, max_bytes) = (plan.dir.join(BALLAST), max_bytes(plan));
+    let room = Room::new(ballast, settings.ballast_bytes, max_bytes, log_bytes, page.into());
     room.prepare(&db)?;
     let followed = followed::load(&db)?;
     state.status.disk_full.store(false, Relaxed);
@@ -300,7 +305,7 @@ fn connect(plan: &Plan, path: &Path) -> Result<Connection, Error> {
         "PRAGMA page_size={PAGE}; PRAGMA auto_vacuum=NONE; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;
          PRAGMA wal_autocheckpoint={}; PRAGMA cache_size=-2048;
          PRAGMA temp_store=MEMORY; PRAGMA mmap_size=0; PRAGMA foreign_keys=OFF;",
-        plan.settings.checkpoint_pages
+        u64::from(plan.settings.checkpoint_pages) * SETTINGS_PAGE / PAGE
     ))?;
     migrate(&db)?;
     Ok(db)

@@ -7,14 +7,21 @@
 //! In: the damaged file and its write-ahead log. Out: rows. Change here: the format (sqlite.org/fileformat2.html).
 //! Not here: what is done with rows (`salvage`).
 
-use std::{collections::HashMap, fs::File, io, os::unix::fs::FileExt, path::Path};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
 
 use bytes::Bytes;
 use tributary_shared::record::Batch;
 
 use super::{lane_start, open::PAGE, reader::UNPACKED_MAX};
 
-const SIZE: usize = PAGE as usize;
+/// Sizes of pages of files we made: which of them a file has says its first page, or its log, or nobody.
+const SIZES: [usize; 2] = [PAGE as usize, 4096];
 /// Bytes of the log's header and of that of each page in it.
 const LOG_HEADER: u64 = 32;
 const FRAME_HEADER: u64 = 24;
@@ -37,21 +44,44 @@ pub(super) struct Found {
 
 /// Gives each row that is found; in no order, some perhaps in an older form too, the newest first.
 pub(super) fn scan(path: &Path, mut each: impl FnMut(Found)) -> io::Result<()> {
-    let image = Image::open(path)?;
+    for size in page_sizes(path)? {
+        scan_pages(&Image::open(path, size)?, &mut each);
+    }
+    Ok(())
+}
+
+/// Those that the file may have. Rows prove themselves: a wrong guess finds none.
+fn page_sizes(path: &Path) -> io::Result<Vec<usize>> {
+    let mut header = [0; 18];
+    let in_file = File::open(path)?.read_exact_at(&mut header, 0).is_ok();
+    let named = number(&header, 16, 2) as usize;
+    if in_file && header.starts_with(b"SQLite format 3\0") && SIZES.contains(&named) {
+        return Ok(vec![named]);
+    }
+    let in_log = File::open(log_of(path)).and_then(|log| log.read_exact_at(&mut header, 0));
+    let named = number(&header, 8, 4) as usize;
+    if in_log.is_ok() && SIZES.contains(&named) {
+        return Ok(vec![named]);
+    }
+    Ok(SIZES.to_vec())
+}
+
+fn scan_pages(image: &Image, each: &mut impl FnMut(Found)) {
     let in_log: Vec<u32> = image.log.keys().copied().collect();
     for number in in_log.into_iter().chain(1..=image.pages) {
         // A page that cannot be read is one of those that are lost.
         let Ok(page) = image.page(number) else { continue };
         if page.first() == Some(&LEAF) {
-            rows(&image, &page, &mut each);
+            rows(image, &page, each);
         }
     }
-    Ok(())
 }
 
 /// The file as its log makes it.
 struct Image {
     file: File,
+    /// Bytes of a page.
+    size: usize,
     pages: u32,
     wal: Option<File>,
     /// Where pages are in the log; the latest copy of each.
@@ -59,32 +89,34 @@ struct Image {
 }
 
 impl Image {
-    fn open(path: &Path) -> io::Result<Self> {
+    fn open(path: &Path, size: usize) -> io::Result<Self> {
         let file = File::open(path)?;
-        let pages = u32::try_from(file.metadata()?.len() / PAGE).unwrap_or(u32::MAX);
-        let mut name = path.as_os_str().to_owned();
-        name.push("-wal");
-        let mut image = Self { file, pages, wal: File::open(name).ok(), log: HashMap::new() };
-        if let Some(wal) = &image.wal {
-            image.log = frames(wal).unwrap_or_default();
-        }
-        Ok(image)
+        let pages = u32::try_from(file.metadata()?.len() / size as u64).unwrap_or(u32::MAX);
+        let wal = File::open(log_of(path)).ok();
+        let log = wal.as_ref().and_then(|wal| frames(wal, size as u64).ok()).unwrap_or_default();
+        Ok(Self { file, size, pages, wal, log })
     }
 
     fn page(&self, number: u32) -> io::Result<Vec<u8>> {
-        let mut page = vec![0; SIZE];
+        let mut page = vec![0; self.size];
         if let (Some(at), Some(wal)) = (self.log.get(&number), &self.wal) {
             wal.read_exact_at(&mut page, *at)?;
         } else {
-            let at = u64::from(number.saturating_sub(1)) * PAGE;
+            let at = u64::from(number.saturating_sub(1)) * self.size as u64;
             self.file.read_exact_at(&mut page, at)?;
         }
         Ok(page)
     }
 }
 
+fn log_of(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-wal");
+    name.into()
+}
+
 /// Pages in the log that belong to its present run: they have its salts.
-fn frames(wal: &File) -> io::Result<HashMap<u32, u64>> {
+fn frames(wal: &File, size: u64) -> io::Result<HashMap<u32, u64>> {
     let mut salts = [0; 8];
     wal.read_exact_at(&mut salts, 16)?;
     let mut found = HashMap::new();
@@ -95,7 +127,7 @@ fn frames(wal: &File) -> io::Result<HashMap<u32, u64>> {
             break;
         }
         found.insert(number(&header, 0, 4) as u32, at + FRAME_HEADER);
-        at += FRAME_HEADER + PAGE;
+        at += FRAME_HEADER + size;
     }
     Ok(found)
 }
@@ -114,8 +146,9 @@ fn payload(image: &Image, page: &[u8], at: usize) -> Option<(u64, Vec<u8>)> {
     let (length, at) = varint(page, at)?;
     let (id, at) = varint(page, at)?;
     let length = usize::try_from(length).ok().filter(|length| *length <= UNPACKED_MAX)?;
-    let (most, least) = (SIZE - 35, (SIZE - 12) * 32 / 255 - 23);
-    let local = match least + length.saturating_sub(least) % (SIZE - 4) {
+    let size = image.size;
+    let (most, least) = (size - 35, (size - 12) * 32 / 255 - 23);
+    let local = match least + length.saturating_sub(least) % (size - 4) {
         _ if length <= most => length,
         fits if fits <= most => fits,
         _ => least,
@@ -128,7 +161,7 @@ fn payload(image: &Image, page: &[u8], at: usize) -> Option<(u64, Vec<u8>)> {
         }
         let page = image.page(next).ok()?;
         next = number(&page, 0, 4) as u32;
-        let part = (length - bytes.len()).min(SIZE - 4);
+        let part = (length - bytes.len()).min(size - 4);
         bytes.extend_from_slice(page.get(4..4 + part)?);
     }
     Some((id, bytes))

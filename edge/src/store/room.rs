@@ -21,15 +21,15 @@ use std::{
 
 use rusqlite::Connection;
 
-use super::{Error, open::PAGE};
+use super::Error;
 use crate::status::Status;
 
 /// How long after it was full the room is looked at; doubled each time, as each try writes the ballast.
 const FIRST_LOOK: Duration = Duration::from_millis(500);
 const LAST_LOOK: Duration = Duration::from_secs(30);
 
-/// Pages in the log before it is copied while the disk is full: it grows into what room there is.
-const FULL_CHECKPOINT: u32 = 250;
+/// Bytes in the log before it is copied while the disk is full: it grows into what room there is.
+const FULL_LOG_BYTES: u64 = 1_000_000;
 
 /// One in so many pages of the limit is kept for deletes.
 const RESERVE: u64 = 32;
@@ -41,7 +41,10 @@ pub(super) struct Room {
     ballast_bytes: u64,
     /// The limit of the file.
     pages: u64,
-    checkpoint_pages: u32,
+    /// Of the log before it is copied back.
+    log_bytes: u64,
+    /// Bytes of one.
+    page: u64,
     /// Since when it is full, and when to look again.
     full: Option<Instant>,
     wait: Duration,
@@ -52,11 +55,18 @@ impl Room {
         ballast: PathBuf,
         ballast_bytes: u64,
         max_bytes: u64,
-        checkpoint_pages: u32,
+        log_bytes: u64,
+        page: u64,
     ) -> Self {
-        let pages = max_bytes / PAGE;
+        let page = page.max(1);
+        let pages = max_bytes / page;
         let (full, wait) = (None, FIRST_LOOK);
-        Self { ballast, ballast_bytes, pages, checkpoint_pages, full, wait }
+        Self { ballast, ballast_bytes, pages, log_bytes, page, full, wait }
+    }
+
+    /// Bytes of a page of the file.
+    pub(super) fn page(&self) -> u64 {
+        self.page
     }
 
     /// Writes the ballast and sets the limits of a connection that was just opened.
@@ -64,7 +74,7 @@ impl Room {
         if let Err(error) = make_ballast(&self.ballast, self.ballast_bytes) {
             tracing::warn!(%error, "no ballast file; a full disk may need help from outside");
         }
-        set(db, self.pages - self.pages / RESERVE, self.checkpoint_pages)
+        self.set(db, self.pages - self.pages / RESERVE, self.log_bytes)
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -83,7 +93,7 @@ impl Room {
             status.disk_full_total.add(1);
             // Missing is as good as deleted.
             let _missing = fs::remove_file(&self.ballast);
-            set(db, self.pages, FULL_CHECKPOINT)?;
+            self.set(db, self.pages, FULL_LOG_BYTES)?;
         }
         // The log's pages may be room too. It may also be impossible just now.
         let _later = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
@@ -102,7 +112,7 @@ impl Room {
         }
         let kept = self.pages - self.pages / RESERVE;
         let found = self.has_room(db).and_then(|has| {
-            if has { set(db, kept, self.checkpoint_pages).map(|()| true) } else { Ok(false) }
+            if has { self.set(db, kept, self.log_bytes).map(|()| true) } else { Ok(false) }
         });
         if !matches!(found, Ok(true)) {
             // Also after an error, or the writer would look again at once, for ever.
@@ -134,13 +144,14 @@ impl Room {
         }
         Ok(true)
     }
-}
 
-fn set(db: &Connection, pages: u64, checkpoint: u32) -> Result<(), Error> {
-    db.execute_batch(&format!(
-        "PRAGMA max_page_count={pages}; PRAGMA wal_autocheckpoint={checkpoint}"
-    ))?;
-    Ok(())
+    fn set(&self, db: &Connection, pages: u64, log_bytes: u64) -> Result<(), Error> {
+        let checkpoint = (log_bytes / self.page).max(1);
+        db.execute_batch(&format!(
+            "PRAGMA max_page_count={pages}; PRAGMA wal_autocheckpoint={checkpoint}"
+        ))?;
+        Ok(())
+    }
 }
 
 fn make_ballast(path: &Path, bytes: u64) -> io::Result<()> {
@@ -175,7 +186,7 @@ mod tests {
         let db = Connection::open(&file).unwrap();
         let status = Status::default();
         status.disk_full.store(true, Relaxed);
-        let mut room = Room::new(dir.path().join("ballast"), 0, 1 << 20, 1000);
+        let mut room = Room::new(dir.path().join("ballast"), 0, 1 << 20, 1 << 20, 1024);
         room.full = Instant::now().checked_sub(FIRST_LOOK);
         assert!(room.look(&db, &status).is_err());
         assert!(room.is_full() && status.disk_full.load(Relaxed));
