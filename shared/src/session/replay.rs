@@ -94,6 +94,9 @@ impl State {
         out: &mut Decision,
     ) -> bool {
         let Some(session) = self.sessions.get_mut(&id) else { return false };
+        if replay.options.no_local && message.publisher.as_ref() == Some(&session.client_id) {
+            return true; // MQTT-3.8.3-3
+        }
         let offer = Offer {
             message,
             kept: &OnceCell::from(message.clone()),

@@ -46,6 +46,29 @@ fn a_new_subscription_gets_the_last_retained_message_of_each_topic() {
     }
 }
 
+// [MQTT-3.8.3-3]
+#[test]
+fn no_local_keeps_a_clients_own_retained_messages_from_it() {
+    for restart in [false, true] {
+        let mut w = world();
+        let (one, other) = (w.join(v5("one")), w.join(v5("other")));
+        w.publish(one, retained("t/1", "mine"));
+        w.publish(other, retained("t/2", "theirs"));
+        if restart {
+            w.restart();
+        }
+        for (no_local, lines) in [
+            (true, &["t/2 theirs q0 retain"][..]),
+            (false, &["t/1 mine q0 retain", "t/2 theirs q0 retain"]),
+        ] {
+            let one = w.join(v5("one"));
+            let options = SubscriptionOptions { no_local, ..Default::default() };
+            w.subscribe_with(one, &[("t/#", options)], None);
+            assert_eq!(&w.take(one)[1..], lines, "restart: {restart}");
+        }
+    }
+}
+
 // [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]
 #[test]
 fn retain_handling_says_when_retained_messages_are_sent() {

@@ -4,7 +4,7 @@ use tributary_shared::topic::filter::matches;
 
 use super::{
     super::{
-        plan::{Plan, What},
+        plan::{Hello, Plan, What},
         seen::{Seen, Trace},
     },
     take_out,
@@ -84,6 +84,35 @@ pub(super) fn replaced_flags(plan: &Plan, trace: &mut Trace) {
             take_out(seen, |message| matches(&filter, &message.topic));
         }
     }
+}
+
+/// Retained messages of a client that come to itself after it has asked for No Local.
+pub(super) fn own_retained(plan: &Plan, trace: &mut Trace) {
+    for (from, step) in plan.steps.iter().enumerate() {
+        let What::Subscribe { filters, .. } = &step.what else { continue };
+        let asked: Vec<_> = filters.iter().filter(|(_, options)| options.no_local).collect();
+        for (_, _, seen) in trace
+            .parts()
+            .filter(|(at, who, _)| *at >= from && *who == step.who && !asked.is_empty())
+        {
+            take_out(seen, |message| {
+                message.retain
+                    && own(plan, step.who, &message.payload)
+                    && asked.iter().any(|(filter, _)| matches(filter, &message.topic))
+            });
+        }
+    }
+}
+
+/// Whether a client has published this, retained; also as its will.
+fn own(plan: &Plan, who: usize, payload: &str) -> bool {
+    plan.steps.iter().filter(|step| step.who == who).any(|step| match &step.what {
+        What::Publish(text) | What::Repeated(text) | What::Interrupted { text, .. } => {
+            text.retain && text.payload == payload
+        }
+        What::Connect(Hello { will: Some(will), .. }) => will.text.payload == payload,
+        _ => false,
+    })
 }
 
 /// Filters that a client subscribes to again with other flags: from which step on, who.

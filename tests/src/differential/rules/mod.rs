@@ -107,6 +107,12 @@ pub const RULES: &[Rule] = &[
         apply: delivery::replaced_flags,
     },
     Rule {
+        name: "own-retained",
+        section: "MQTT-3.8.3-3",
+        why: "No Local keeps a client's own messages from it, also retained ones. mosquitto sends those to a new subscription.",
+        apply: delivery::own_retained,
+    },
+    Rule {
         name: "copies-while-away",
         section: "3.3.4",
         why: "As `copies`: of those for a client that is away mosquitto keeps the ones of QoS 1 and 2, we keep all identifiers.",
