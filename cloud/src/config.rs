@@ -81,7 +81,7 @@ tributary_shared::settings! {
 impl Config {
     /// What single values cannot say of themselves. One sentence that names the key.
     pub fn check(&self) -> Result<(), String> {
-        self.mqtt.session.check_all("mqtt.session")
+        self.mqtt.check_all()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Commands produced at the cloud, over any protocol, reach the devices behind the right gateway: once in its store, in order,
 //! also after days without it, and never back up again.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
 use bytes::Bytes;
 use lapin::{
@@ -51,6 +51,12 @@ fn at_cloud(cloud: &Cloud, id: &str) -> Device {
     Device::connect_with(cloud.mqtt, connect_packet(id, Version::V5)).expect("connect")
 }
 
+/// A cloud whose gateways may listen to these topics, too.
+fn start(folder: &Path, common: &str) -> Cloud {
+    let data = format!("file://{}", folder.join("cloud").display());
+    Cloud::start_with(&data, &["--set", &format!("mqtt.edge_filters=[\"{common}\"]")])
+}
+
 fn produce(kafka: SocketAddr, records: &[(&str, &str)]) {
     let producer: ThreadedProducer<_> = ClientConfig::new()
         .set("bootstrap.servers", kafka.to_string())
@@ -87,7 +93,7 @@ async fn publish_amqp(amqp: SocketAddr, routing_key: &str, payload: &[u8]) {
 #[test]
 fn commands_from_kafka_amqp_and_mqtt_reach_the_device_behind_its_gateway_and_its_answer_comes_up() {
     let folder = tempfile::tempdir().expect("folder");
-    let cloud = Cloud::start(&folder.path().join("cloud"));
+    let cloud = start(folder.path(), "commands/#");
     let filters = ["--set", "downlink.filters=[\"commands/#\"]"];
     let [one, two] = ["gw1", "gw2"]
         .map(|id| Edge::start_with(&folder.path().join(id), id, Some(cloud.mqtt), &filters));
@@ -185,7 +191,7 @@ fn each_command_is_in_the_gateways_store_once_and_in_order_however_often_it_is_k
     const COMMANDS: u32 = 3_000;
     const KILLS: u32 = 20;
     let folder = tempfile::tempdir().expect("folder");
-    let mut cloud = Cloud::start(&folder.path().join("cloud"));
+    let mut cloud = start(folder.path(), "valve/#");
     let extra = [&QUICK[..], &["--set", "downlink.filters=[\"valve/#\"]"]].concat();
     let mut edge = Edge::start_with(&folder.path().join("edge"), "gw1", Some(cloud.mqtt), &extra);
     let mut device = Device::connect_persistent(edge.mqtt, "valve").expect("connect");

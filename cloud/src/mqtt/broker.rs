@@ -268,8 +268,8 @@ impl<'a> Broker<'a> {
         let edge = self.links.get(&connection).and_then(|link| link.edge.as_deref());
         let event = match (packet, edge) {
             (Packet::Subscribe(subscribe), Some(edge)) => {
-                let (refused, subscribe) = (down::refused(edge, &subscribe), Box::new(subscribe));
-                Event::RefusedFilters { connection, subscribe, refused }
+                let refused = down::refused(edge, &self.head.settings.edge_filters, &subscribe);
+                Event::RefusedFilters { connection, subscribe: Box::new(subscribe), refused }
             }
             (packet, _) => Event::Packet { connection, packet },
         };

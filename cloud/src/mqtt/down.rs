@@ -4,7 +4,7 @@
 //! CONNECT (v5, client id {edge}.down, user property tributary-down={edge}) -> an ordinary session, but
 //!   each PUBLISH ends with user property tributary-at={partition}:{offset}     where the record lies in the log
 //!   a record of an edge counts as published by {edge}.down                     No Local keeps it from going back
-//!   it publishes nothing, and has filters of its own and common topics only
+//!   it publishes nothing, and has filters of its own and those that the operator names only
 //! ```
 //! The place is the same however often the record is delivered, also after a restart of either side: by it an edge knows what
 //! it has stored already. It is empty where there is none, so that nobody can pass one off as ours.
@@ -39,20 +39,39 @@ pub fn edge(connect: &Connect) -> Option<&str> {
     said.then_some(edge)
 }
 
-/// For each filter, why an edge cannot have it: it hears what is for it and for all, not what is said of or to another.
-pub(super) fn refused(edge: &str, subscribe: &Subscribe) -> Vec<Option<Reason>> {
-    let filters = subscribe.filters.iter();
-    filters.map(|one| (!may_have(edge, &one.filter)).then_some(Reason::NOT_AUTHORIZED)).collect()
+/// For each filter, why an edge cannot have it: it hears what is for it, for all, and what is in `common`, nothing else.
+pub(super) fn refused(edge: &str, common: &[String], subscribe: &Subscribe) -> Vec<Option<Reason>> {
+    let no = |filter: &str| (!may_have(edge, common, filter)).then_some(Reason::NOT_AUTHORIZED);
+    subscribe.filters.iter().map(|one| no(&one.filter)).collect()
 }
 
-fn may_have(edge: &str, filter: &str) -> bool {
+fn may_have(edge: &str, common: &[String], filter: &str) -> bool {
     let mut levels = filter.split('/');
-    match (levels.next(), levels.next(), levels.next(), levels.next()) {
+    let known = match (levels.next(), levels.next(), levels.next(), levels.next()) {
         (Some("tributary"), Some("all"), Some("settings"), None) => true,
-        (Some("tributary"), Some(name), ..) => name == edge,
-        (Some("+" | "#" | "$share"), ..) => false,
-        _ => true,
+        (Some("tributary"), Some(name), Some("settings"), None) => name == edge,
+        (Some("tributary"), Some(name), Some("down"), _) => name == edge,
+        _ => false,
+    };
+    known || common.iter().any(|common| covers(common, filter))
+}
+
+/// Whether every topic of `filter` is one of `common`, too. A shared subscription is under no filter.
+fn covers(common: &str, filter: &str) -> bool {
+    if filter.starts_with('$') {
+        return false;
     }
+    let mut narrow = filter.split('/');
+    for wide in common.split('/') {
+        match (wide, narrow.next()) {
+            ("#", _) => return true,
+            (_, None | Some("#")) => return false,
+            ("+", Some(_)) => {}
+            (wide, Some(level)) if wide == level => {}
+            _ => return false,
+        }
+    }
+    narrow.next().is_none()
 }
 
 /// Whose client id it is, if it is an edge's.
@@ -123,13 +142,35 @@ mod tests {
             ("tributary/gw1/settings", true),
             ("tributary/all/settings", true),
             ("commands/#", true),
+            ("commands/a/+", true),
+            ("commands", true),
+            ("rooms/7/light", true),
+            ("rooms/+/light", true),
+            ("rooms/#", false),
+            ("rooms/7/light/x", false),
+            ("telemetry/#", false),
+            ("tributary/gw1/#", false),
+            ("tributary/gw1/settings/state", false),
+            ("tributary/gw1/inventory", false),
+            ("$share/g/commands/#", false),
             ("tributary/gw2/down/#", false),
             ("tributary/+/settings", false),
             ("tributary/#", false),
             ("+/gw2/down/#", false),
             ("#", false),
         ] {
-            assert_eq!(may_have("gw1", filter), may, "{filter}");
+            let common = ["commands/#", "rooms/+/light"].map(str::to_owned);
+            assert_eq!(may_have("gw1", &common, filter), may, "{filter}");
+            let own = filter.starts_with("tributary/");
+            assert_eq!(may_have("gw1", &[], filter), may && own, "{filter} without common ones");
+        }
+    }
+
+    #[test]
+    fn a_wide_common_filter_covers_what_is_under_it_and_no_shared_subscription() {
+        let common = ["#".to_owned()];
+        for (filter, may) in [("a/+", true), ("#", true), ("$share/g/a", false), ("$x", false)] {
+            assert_eq!(may_have("gw1", &common, filter), may, "{filter}");
         }
     }
 

@@ -34,6 +34,7 @@ use tributary_shared::{
     mqtt::Reason,
     net::Gate,
     session::{self, event::Peer},
+    topic::filter,
 };
 
 pub use self::down::edge as listening_edge;
@@ -64,8 +65,25 @@ tributary_shared::settings! {
     pub struct Settings {
         /// Limits of MQTT sessions.
         pub session: session::Settings = session::Settings { session_expiry_s: SESSION_EXPIRY_S, ..Default::default() },
+        /// Topic filters that gateways may listen to (`downlink.filters` there) besides their own commands and settings. A filter
+        /// of a gateway is taken if one of these covers it. What is taken off here ends with the gateway's session.
+        pub edge_filters: Vec<String> = Vec::new(),
         /// MQTT connections: what a peer may cost before and after its CONNECT.
         pub connection: connection::Settings = connection::Settings::default(),
+    }
+}
+
+impl Settings {
+    /// What single values cannot say of themselves. One sentence that names the key.
+    pub fn check_all(&self) -> Result<(), String> {
+        self.session.check_all("mqtt.session")?;
+        let bad = |filter: &&String| !filter::is_legal(filter) || filter.starts_with('$');
+        match self.edge_filters.iter().find(bad) {
+            Some(bad) => Err(format!(
+                "`mqtt.edge_filters`: `{bad}` is no topic filter, or begins with $, as no topic of a gateway's does"
+            )),
+            None => Ok(()),
+        }
     }
 }
 

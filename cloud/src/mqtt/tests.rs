@@ -43,8 +43,9 @@ impl Cloud {
         let gate = Gate::new(net::Settings::default());
         let routing = Routing::new(Routes::default());
         let status = Status::default();
-        let (clients, broker) =
-            open(log.clone(), routing, Settings::default(), &gate, &status, stop.clone());
+        let edge_filters = vec!["commands/#".to_owned()];
+        let settings = Settings { edge_filters, ..Settings::default() };
+        let (clients, broker) = open(log.clone(), routing, settings, &gate, &status, stop.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { broker.await.unwrap() });
         Self { log, clients, stop, tasks }
