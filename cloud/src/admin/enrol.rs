@@ -1,14 +1,14 @@
 //! Enrolment for the operator of this machine: the only pages that change anything.
 //!
 //! So they answer only to a peer on loopback that names this machine by an address or as localhost (a web page elsewhere
-//! cannot), and take only JSON (a form cannot be that). Change here: these pages. Not here: what they do (`enrol`).
+//! cannot), that speaks for itself (a proxy on this machine is on loopback, too), and take only JSON (a form cannot be that). Change here: these pages. Not here: what they do (`enrol`).
 
 use std::net::{IpAddr, SocketAddr};
 
 use axum::{
     Json, Router,
     extract::{ConnectInfo, Request, State},
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -63,7 +63,7 @@ pub(super) fn router() -> Router<Shown> {
 async fn only_from_here(request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|ConnectInfo(Peer(at))| *at);
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-    if is_from_here(peer, host.unwrap_or_default()) {
+    if is_from_here(peer, host.unwrap_or_default()) && !is_forwarded(request.headers()) {
         return next.run(request).await;
     }
     let why = "enrolment is asked for on this machine only, by its address";
@@ -80,6 +80,14 @@ fn is_from_here(peer: Option<SocketAddr>, host: &str) -> bool {
     local && (address || name == "localhost")
 }
 
+/// What proxies say of those they speak for.
+const FORWARDED: [&str; 5] =
+    ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via"];
+
+fn is_forwarded(headers: &HeaderMap) -> bool {
+    FORWARDED.iter().any(|name| headers.contains_key(*name))
+}
+
 async fn token(
     State(shown): State<Shown>,
     Json(asked): Json<ForToken>,
@@ -88,8 +96,8 @@ async fn token(
 }
 
 async fn deny(State(shown): State<Shown>, Json(asked): Json<Named>) -> Result<Json<Value>, Failed> {
-    shown.enrol.deny(&asked.name).await?;
-    Ok(Json(json!({"denied": asked.name})))
+    let denied = shown.enrol.deny(&asked.name).await?;
+    Ok(Json(json!({"denied": denied.name, "known": denied.known})))
 }
 
 async fn allow(

@@ -99,7 +99,7 @@ fn backlog(edge: &EdgeView) -> u64 {
 
 fn edges(shown: &Shown, page: &mut Page) {
     let live = shown.bridge.live();
-    let mut edges = live.view(wall_ms());
+    let mut edges = live.numbers(wall_ms());
     let connected = edges.iter().filter(|edge| edge.connected).count();
     page.gauge("tributary_edges_connected", "Edges connected", &[], connected as u64);
     page.counter(

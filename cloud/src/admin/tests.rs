@@ -14,8 +14,12 @@ use crate::{
 };
 
 async fn get(address: std::net::SocketAddr, path: &str) -> (u16, String) {
+    ask(address, path, "Host: x").await
+}
+
+async fn ask(address: std::net::SocketAddr, path: &str, headers: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\n{headers}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
@@ -47,6 +51,17 @@ async fn the_pages_say_what_is_there() {
     assert_eq!(json("/api/streams/plant").await["partitions"][1]["high"], 0);
     assert_eq!(json("/api/routes").await["routes"][0]["stream"], "plant");
     assert_eq!(json("/api/edges").await["edges"], serde_json::json!([]));
+    // A proxy on this machine is on loopback, too, and speaks for anybody.
+    for (more, code) in [
+        ("", 200),
+        ("Forwarded: for=10.0.0.1\r\n", 403),
+        ("X-Forwarded-For: 10.0.0.1\r\n", 403),
+        ("x-real-ip:\r\n", 403),
+        ("Via: 1.1 proxy\r\n", 403),
+    ] {
+        let said = ask(address, "/api/enrol", &format!("{more}Host: localhost:8080")).await;
+        assert_eq!(said.0, code, "{more}: {said:?}");
+    }
     for missing in ["/api/streams/none", "/api/none", "/none"] {
         let (code, body) = get(address, missing).await;
         assert!(code == 404 && body.contains("not found"), "{missing}: {code} {body}");

@@ -8,7 +8,7 @@
 //! Change here: what is remembered, when a token counts. Not here: what is signed (`authority`).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, RwLock},
 };
 
@@ -68,8 +68,45 @@ pub(super) fn check(
     Ok(())
 }
 
-/// Ids and serial numbers that may not come in, since when (wall ms).
-pub(super) type Denied = BTreeMap<String, i64>;
+/// Ids and serial numbers that may not come in.
+#[derive(Debug, Default)]
+struct Denied {
+    /// As they were denied, since when (wall ms).
+    names: BTreeMap<String, i64>,
+    /// Those of them that may be serial numbers, in one form.
+    numbers: BTreeSet<String>,
+}
+
+impl Denied {
+    fn new(names: BTreeMap<String, i64>) -> Self {
+        let numbers = names.keys().filter_map(|name| number(name)).collect();
+        Self { names, numbers }
+    }
+
+    fn has(&self, id: &str, serial: &str) -> bool {
+        self.names.contains_key(id)
+            || number(serial).is_some_and(|serial| self.numbers.contains(&serial))
+    }
+
+    /// The names that stand for `name`: itself, else the same serial number in other letters.
+    fn same(&self, name: &str) -> Vec<String> {
+        if self.names.contains_key(name) {
+            return vec![name.to_owned()];
+        }
+        let wanted = number(name);
+        let same = |known: &&String| wanted.is_some() && number(known) == wanted;
+        self.names.keys().filter(same).cloned().collect()
+    }
+}
+
+/// PURE. A serial number in one form, however it is written: certificates have bytes, openssl prints capitals, others write
+/// colons, `0x`, or leave leading zeros out.
+pub(super) fn number(text: &str) -> Option<String> {
+    let digits = text.trim_start_matches("0x").trim_start_matches("0X").replace([':', ' '], "");
+    let hex = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let digits = digits.trim_start_matches('0').to_ascii_lowercase();
+    hex.then_some(if digits.is_empty() { "0".to_owned() } else { digits })
+}
 
 /// The book. Cheap to clone.
 #[derive(Clone)]
@@ -85,7 +122,7 @@ impl Book {
         let home = log.home_shard(HOME);
         let (denied, changed) = (Arc::default(), watch::Sender::new(()));
         let book = Self { log, home, denied, changed };
-        let denied = book.all("deny").await?.into_iter().collect();
+        let denied = Denied::new(book.all("deny").await?.into_iter().collect());
         *book.lock() = denied;
         Ok(book)
     }
@@ -133,31 +170,37 @@ impl Book {
         self.all("edge").await
     }
 
-    pub(super) fn denied(&self) -> Denied {
-        self.lock().clone()
+    pub(super) fn denied(&self) -> BTreeMap<String, i64> {
+        self.lock().names.clone()
     }
 
     /// From now on neither comes in, and who is in has to go.
     pub(super) async fn deny(&self, name: &str, now_ms: i64) -> Result<(), EnrolError> {
-        if self.lock().len() >= ENTRIES_MAX {
+        if self.lock().names.len() >= ENTRIES_MAX {
             return Err(EnrolError::Full);
         }
         self.write(vec![put("deny", name, &now_ms)?]).await?;
-        self.lock().insert(name.to_owned(), now_ms);
+        let mut denied = self.lock();
+        denied.names.insert(name.to_owned(), now_ms);
+        denied.numbers.extend(number(name));
+        drop(denied);
         self.changed.send_replace(());
         Ok(())
     }
 
     pub(super) async fn allow(&self, name: &str) -> Result<bool, EnrolError> {
-        let was = self.lock().contains_key(name);
-        self.write(vec![Write::Delete(key("deny", name))]).await?;
-        self.lock().remove(name);
-        Ok(was)
+        let names = self.lock().same(name);
+        self.write(names.iter().map(|name| Write::Delete(key("deny", name))).collect()).await?;
+        let mut denied = self.lock();
+        let mut left = std::mem::take(&mut denied.names);
+        left.retain(|name, _| !names.contains(name));
+        *denied = Denied::new(left);
+        Ok(!names.is_empty())
     }
 
     pub(super) fn is_denied(&self, id: &str, serial: &str) -> bool {
         let denied = self.denied.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        denied.contains_key(id) || denied.contains_key(serial)
+        denied.has(id, serial)
     }
 
     /// Waits until one of them is denied.
@@ -216,6 +259,20 @@ fn put(kind: &str, name: &str, value: &impl Serialize) -> Result<Write, EnrolErr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_serial_number_is_denied_however_it_is_written() {
+        let in_certificate = "00ab01cd";
+        for written in ["00ab01cd", "AB01CD", "ab:01:cd", "00:AB:01:CD", "0xab01cd", "AB 01 CD"] {
+            let denied = Denied::new(BTreeMap::from([(written.to_owned(), 1)]));
+            assert!(denied.has("gw1", in_certificate), "{written}");
+            assert!(!denied.has("gw1", "ab01cd00"), "{written}");
+            assert_eq!(denied.same("ab01cd"), [written]);
+        }
+        let denied = Denied::new(BTreeMap::from([("gw7".to_owned(), 1), ("00".to_owned(), 1)]));
+        assert!(denied.has("gw7", "1") && denied.has("gw1", "0") && !denied.has("gw1", "7"));
+        assert!(denied.same("gw8").is_empty());
+    }
 
     #[test]
     fn a_token_counts_once_in_time_and_for_its_edge() {

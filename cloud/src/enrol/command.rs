@@ -135,8 +135,11 @@ impl Enroll {
                 Ok(format!("{}\n", answer.get("token").and_then(Value::as_str).unwrap_or_default()))
             }
             What::Deny { name } => {
-                self.ask("/deny", Some(json!({"name": name})))?;
-                Ok(format!("{name} is denied; its connections are cut\n"))
+                let answer = self.ask("/deny", Some(json!({"name": name})))?;
+                let known = answer.get("known").and_then(Value::as_bool).unwrap_or_default();
+                let unknown = "; no edge enrolled here is called so, and no newest certificate has this serial number";
+                let more = if known { "" } else { unknown };
+                Ok(format!("{name} is denied; its connections are cut{more}\n"))
             }
             What::Allow { name } => {
                 let answer = self.ask("/allow", Some(json!({"name": name})))?;

@@ -26,11 +26,20 @@ use tributary_shared::{
 
 use self::{
     authority::{Authority, Request},
-    book::{Book, Given, check},
+    book::{Book, Given, check, number},
 };
 use crate::log::{Log, LogError};
 
 pub use self::book::Certified;
+
+/// What was denied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denial {
+    /// As it was given.
+    pub name: String,
+    /// An edge enrolled here is called so, or its newest certificate has this number. Other authorities' are not known.
+    pub known: bool,
+}
 
 /// Bytes of a token's secret.
 const SECRET_BYTES: usize = 32;
@@ -208,17 +217,22 @@ impl Enrol {
     }
 
     /// Shuts an id, or one certificate by its serial number, out: now and until it is allowed again.
-    pub async fn deny(&self, name: &str) -> Result<(), EnrolError> {
-        let name = legal(name)?;
-        self.book.deny(&name, wall_ms()).await?;
-        tracing::warn!(name, "denied");
-        Ok(())
+    pub async fn deny(&self, name: &str) -> Result<Denial, EnrolError> {
+        legal(name)?;
+        self.book.deny(name, wall_ms()).await?;
+        let serial = number(name);
+        let is = |(id, newest): &(String, Certified)| {
+            id == name || (serial.is_some() && number(&newest.serial) == serial)
+        };
+        let known = self.book.edges().await?.iter().any(is);
+        tracing::warn!(name, known, "denied");
+        Ok(Denial { name: name.to_owned(), known })
     }
 
     /// Lets it in again; false: it was not denied.
     pub async fn allow(&self, name: &str) -> Result<bool, EnrolError> {
-        let name = legal(name)?;
-        let was = self.book.allow(&name).await?;
+        legal(name)?;
+        let was = self.book.allow(name).await?;
         tracing::info!(name, was, "allowed");
         Ok(was)
     }
@@ -239,12 +253,10 @@ impl Enrol {
     }
 }
 
-/// An id, or a serial number as openssl prints it.
-fn legal(name: &str) -> Result<String, EnrolError> {
+/// An id or a serial number.
+fn legal(name: &str) -> Result<(), EnrolError> {
     if name.is_empty() || name.len() > NAME_MAX || name.contains(char::is_control) {
         return Err(EnrolError::Wrong(format!("expected an id or a serial number, not {name:?}")));
     }
-    let serial = name.replace(':', "").to_ascii_lowercase();
-    let is_serial = serial.len() == 32 && serial.bytes().all(|byte| byte.is_ascii_hexdigit());
-    Ok(if is_serial { serial } else { name.to_owned() })
+    Ok(())
 }

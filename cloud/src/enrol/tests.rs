@@ -90,7 +90,7 @@ impl Case {
 fn has_curl() -> bool {
     let there = Command::new("curl").arg("--version").output().is_ok();
     if !there {
-        writeln!(std::io::stderr(), "SKIP: no curl on this machine").unwrap();
+        writeln!(std::io::stderr(), "SKIP no curl on this machine").unwrap();
     }
     there
 }
@@ -176,6 +176,12 @@ async fn openssl_reads_what_est_answers_and_a_certificate_renews_itself() {
     assert_eq!(case.curl("/simplereenroll", &["--data-binary", &body]).await.0, 401);
     // Denied by serial number, as openssl prints it; and allowed again.
     let serial = facts(&first).unwrap().serial.to_uppercase();
+    assert!(!case.enrol.deny("gw9").await.unwrap().known);
+    let newest = case.enrol.list().await.unwrap().0[0].1.serial.clone();
+    let pairs: Vec<_> = newest.as_bytes().chunks(2).map(String::from_utf8_lossy).collect();
+    let newest = pairs.join(":").to_uppercase();
+    assert!(case.enrol.deny(&newest).await.unwrap().known);
+    assert!(case.enrol.allow(&newest.replace(':', "")).await.unwrap());
     case.enrol.deny(&serial).await.unwrap();
     assert_eq!(renew(&body).await.0, 403);
     let again = Enrol::open(case.log.clone(), settings(case.folder.path())).await.unwrap();
