@@ -1,7 +1,7 @@
 //! Who may bring how much at once, so that a whole fleet comes back fairly.
 //!
 //! ```text
-//! connect   more a second than `connections_per_second`: CONNACK 0x9F, `retry-after-s`
+//! connect   more a second than `connections_per_second`: DISCONNECT 0x9F, `retry-after-s`, behind CONNACK
 //! live      what stays below `live_bytes_per_second` is read at once and waits for nobody
 //! turn      whoever brings more takes turns with the others: `catch_up_edges` at once, each for some bytes or moments
 //! line      too many wait for a turn: DISCONNECT 0x97, `retry-after-s`
@@ -25,7 +25,7 @@ use tributary_shared::mqtt::packet::UserProperties;
 
 use super::Settings;
 
-/// User property of CONNACK and DISCONNECT: come back after so many seconds, at the earliest.
+/// User property of DISCONNECT: come back after so many seconds, at the earliest.
 pub(super) const RETRY_PROPERTY: &str = "retry-after-s";
 
 /// A turn ends after this: a slow or idle edge does not keep it.

@@ -161,9 +161,7 @@ impl Connection {
             }
             () = &mut writer => {}
         }
-        // Closing with bytes unread would reset the connection and take the last answers with it.
-        let rest = async { while matches!(input.read(&mut [0; 1024]).await, Ok(1..)) {} };
-        let _ = timeout(GOODBYE, rest).await;
+        linger(&mut input).await;
     }
 
     /// Reads until the end; `Some`: what to say in DISCONNECT. What was submitted before is answered first.
@@ -282,7 +280,7 @@ impl Connection {
             clocks: Clocks::new(self.bridge.settings.clock_ahead_max_s),
         };
         let Divided { appends, prints, clamped, inventory } = match content {
-            Content::Batch(batch) => divider.batch(batch, wall_ms()).await?,
+            Content::Batch(batch) => divider.batch(batch, &lane, mark.seq, wall_ms()).await?,
             Content::Gap(reason) => {
                 let why = brief(&reason);
                 tracing::warn!(edge = &*self.edge, ?mark, why, "edge gave records up");
@@ -291,7 +289,8 @@ impl Connection {
         };
         self.note_clock(clamped);
         let Mark { epoch, seq, count } = mark;
-        let guard = Guard::Edge { edge: self.edge.clone(), epoch, seq, count, prints };
+        let (edge, connection) = (self.edge.clone(), self.registration.connection);
+        let guard = Guard::Edge { edge, epoch, seq, count, prints, connection };
         let writes = self.known_edge();
         let transaction = Transaction { appends, guard, writes, index: None };
         let pending = log.submit(self.home, transaction).await?;
@@ -323,6 +322,12 @@ impl Connection {
         let value = wall_ms().to_be_bytes().to_vec().into();
         vec![Write::Put(Log::state_key(StateSpace::Meta, &key), value)]
     }
+}
+
+/// Reads to the end, or for a moment: closing with bytes unread would reset the connection and take the last answers with it.
+pub(super) async fn linger<R: AsyncRead + Unpin>(input: &mut R) {
+    let rest = async { while matches!(input.read(&mut [0; 1024]).await, Ok(1..)) {} };
+    let _ = timeout(GOODBYE, rest).await;
 }
 
 /// What an edge may send besides uploads. Commands to edges are not served yet, so subscriptions are refused one by one.

@@ -1,29 +1,33 @@
 //! A batch and where its records go: as it came where one partition takes all, else one batch a partition.
 //!
 //! In: a checked batch and the routes. Out: appends that all live in the edge's home shard, so that they are one commit.
-//! Change here: what is re-encoded. Not here: rules (`route`), checks of the upload (`upload`).
+//! Change here: what is re-encoded. Not here: rules (`route`), checks of the upload (`upload`) and its records (`label`).
 
 use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
-use tributary_shared::{
-    record::{Batch, BatchBuilder, BatchError, Compression, Header, RawRecord, Record, Unpacked},
-    topic,
+use tributary_shared::record::{
+    Batch, BatchBuilder, BatchError, Compression, Header, Record, Unpacked,
 };
 
 use super::{
     answer::Answer,
     clocks::Clocks,
-    upload::{Mark, RECORD_HEADERS_MAX, Refusal},
+    label::{self, Sender},
+    upload::{Mark, Refusal},
 };
 use crate::{
     engine::ShardId,
     log::{Append, Log, LogError, PartitionId},
-    route::{Routing, TOPIC_HEADER, Target},
+    route::{Routing, Target},
 };
 
 /// Header of a gap record: its value is the reason.
 pub const GAP_HEADER: &str = "tributary.gap";
+
+/// Different topics in one batch: as many as messages that an edge's settings allow in one. Each costs memory and a look at the
+/// routes.
+pub(super) const TOPICS_MAX: usize = 10_000;
 
 /// Where an edge's records go.
 pub(super) struct Divider<'a> {
@@ -48,11 +52,19 @@ pub(super) struct Divided {
 }
 
 impl Divider<'_> {
-    /// The appends of `batch`. Every record in it is looked at: what is stored must be readable.
-    pub(super) async fn batch(&self, batch: Batch, now_ms: i64) -> Result<Divided, Answer> {
+    /// The appends of `batch`, which came on `lane` and starts at `seq`. Every record in it is looked at: what is stored must
+    /// be readable, and of the edge it says.
+    pub(super) async fn batch(
+        &self,
+        batch: Batch,
+        lane: &str,
+        seq: u64,
+        now_ms: i64,
+    ) -> Result<Divided, Answer> {
         let unpacked = batch.unpack(self.unpacked_max).map_err(Refusal::Batch)?;
         let routes = self.routing.current();
         let base = batch.header().base_offset;
+        let sender = Sender { edge: self.edge, lane };
         let mut plan = Plan::default();
         let mut topics: HashMap<&str, usize> = HashMap::new();
         let mut prints = Vec::new();
@@ -63,13 +75,11 @@ impl Divider<'_> {
             if raw.offset != base + index as i64 {
                 return Err(Refusal::RecordOffset(index).into());
             }
-            if raw.header_count > RECORD_HEADERS_MAX {
-                return Err(Refusal::RecordHeaders(index).into());
-            }
-            let topic = topic_of(&raw).map_err(Refusal::Batch)?;
-            let topic = topic.ok_or(Refusal::RecordTopic(index))?;
+            let topic = label::checked(&raw, index, seq + index as u64, sender)?;
             let place = if let Some(place) = topics.get(topic) {
                 *place
+            } else if topics.len() >= TOPICS_MAX {
+                return Err(Refusal::Topics.into());
             } else {
                 let target = routes.target(topic);
                 let partition = self.partition(&target, topic).await?;
@@ -183,19 +193,6 @@ impl Plan {
             })
             .collect()
     }
-}
-
-/// The MQTT topic of a record from an edge; all its headers are read for it.
-fn topic_of<'a>(raw: &RawRecord<'a>) -> Result<Option<&'a str>, BatchError> {
-    let mut named = None;
-    for header in raw.headers() {
-        let (name, value) = header?;
-        if named.is_none() && name == TOPIC_HEADER.as_bytes() {
-            named = value;
-        }
-    }
-    let name = named.or(raw.key).and_then(|bytes| std::str::from_utf8(bytes).ok());
-    Ok(name.filter(|name| topic::is_legal_name(name)))
 }
 
 fn gap_record(edge: &str, lane: &str, mark: Mark, reason: &str, now_ms: i64) -> Record {

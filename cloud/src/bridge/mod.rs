@@ -14,6 +14,7 @@ mod answer;
 mod clocks;
 mod connection;
 mod divide;
+mod label;
 mod live;
 #[cfg(test)]
 mod tests;
@@ -22,19 +23,22 @@ mod upload;
 
 use std::{sync::Arc, time::Duration};
 
-use admission::Admission;
 pub use admission::Numbers;
+use admission::{Admission, Busy};
 use bytes::BytesMut;
 pub use divide::GAP_HEADER;
 pub use live::{DUPLICATE_EPOCH, DUPLICATE_ID, EdgeView, LaneView, Live};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 use tributary_shared::{
     clock::wall_ms,
     connection::Opened,
     mqtt::{
         Version,
-        packet::{ConnAck, ConnAckProperties, Connect, Packet, Reason},
+        packet::{ConnAck, ConnAckProperties, Connect, Disconnect, Packet, Reason},
         write::write,
     },
     telemetry::brief,
@@ -67,8 +71,9 @@ const KNOWN_MAX: usize = 10_000;
 tributary_shared::settings! {
     /// The bridge: the door for edges on the MQTT listener.
     pub struct Settings {
-        /// Uploads that may be unanswered on one connection.
-        pub receive_maximum: u16 = 64 => 1..=u16::MAX,
+        /// Uploads that may be unanswered on one connection. What is sent again after a lost one is compared with what came before,
+        /// and the log remembers that of so many.
+        pub receive_maximum: u16 = 64 => 1..=64,
         /// Payload bytes of them; above it the connection is not read.
         pub window_bytes: usize = 8 * 1024 * 1024 => 65_536..=1_073_741_824,
         /// Largest packet an edge may send, bytes; more than log.max_batch_bytes, or large batches never arrive.
@@ -77,7 +82,7 @@ tributary_shared::settings! {
         pub unpacked_bytes_max: usize = 32 * 1024 * 1024,
         /// Edges with numbers of their own on /metrics, those with the longest backlog first; the sums are of all.
         pub metrics_edges: usize = 100 => 0..=100_000,
-        /// Epochs of an edge named in CONNACK.
+        /// Epochs of an edge named in CONNACK, those that brought something last.
         pub expect_max: usize = 64,
         /// New connections of edges a second; more are asked to come back later, each at another time.
         pub connections_per_second: u32 = 200 => 1..=1_000_000,
@@ -170,12 +175,7 @@ impl Bridge {
             return refuse(opened, Reason::CLIENT_ID_NOT_VALID, why).await;
         }
         if let Err(busy) = self.admission.connect() {
-            let properties = ConnAckProperties {
-                reason_string: Some("too many edges connect at once".into()),
-                user_properties: busy.properties(),
-                ..ConnAckProperties::default()
-            };
-            return opened.refuse_with(Reason::CONNECTION_RATE_EXCEEDED, properties).await;
+            return turn_away(opened.stream, busy).await;
         }
         let instance = property(&connect, INSTANCE_PROPERTY);
         let backlog = live::Backlog::read(property(&connect, BACKLOG_PROPERTY));
@@ -239,6 +239,31 @@ impl Bridge {
     }
 }
 
+/// Tells an edge when to come back. Not in a CONNACK that refuses: rumqttc, and so our own edges, shows nothing of that but
+/// the code. So it is let in and sent off in one breath; what it sends meanwhile is one upload at most, and not read.
+async fn turn_away<S>(stream: S, busy: Busy)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let properties =
+        ConnAckProperties { receive_maximum: Some(1), maximum_qos: Some(1), ..Default::default() };
+    let connack = ConnAck { session_present: false, reason: Reason::SUCCESS, properties };
+    let mut goodbye = Disconnect::new(Reason::CONNECTION_RATE_EXCEEDED);
+    goodbye.reason_string = Some("too many edges connect at once".into());
+    goodbye.user_properties = busy.properties();
+    let mut bytes = BytesMut::new();
+    write(&Packet::ConnAck(Box::new(connack)), Version::V5, &mut bytes);
+    write(&Packet::Disconnect(goodbye), Version::V5, &mut bytes);
+    let (mut input, mut output) = tokio::io::split(stream);
+    let said = async {
+        output.write_all(&bytes).await?;
+        output.shutdown().await
+    };
+    if let Ok(Ok(())) = timeout(CONNACK_TIMEOUT, said).await {
+        connection::linger(&mut input).await;
+    }
+}
+
 async fn refuse<S>(opened: Opened<S>, reason: Reason, why: &str)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -263,5 +288,5 @@ fn known_key(edge: &str) -> Vec<u8> {
 async fn send<S: AsyncWrite + Unpin>(stream: &mut S, packet: &Packet) -> bool {
     let mut bytes = BytesMut::new();
     write(packet, Version::V5, &mut bytes);
-    matches!(tokio::time::timeout(CONNACK_TIMEOUT, stream.write_all(&bytes)).await, Ok(Ok(())))
+    matches!(timeout(CONNACK_TIMEOUT, stream.write_all(&bytes)).await, Ok(Ok(())))
 }

@@ -87,6 +87,14 @@ pub(super) enum Refusal {
     RecordHeaders(usize),
     #[error("record {0} has no legal topic as key or in header mqtt.topic")]
     RecordTopic(usize),
+    #[error("the batch has more different topics than one may have; send it in parts")]
+    Topics,
+    #[error("record {0} has no header edge.id that says whose it is")]
+    RecordEdge(usize),
+    #[error(
+        "header {name} of record {index} is not that of this connection; records made under another edge id go under that id"
+    )]
+    RecordLabel { index: usize, name: String },
 }
 
 impl Refusal {
@@ -95,7 +103,10 @@ impl Refusal {
         match self {
             Self::Qos => Reason::QOS_NOT_SUPPORTED,
             Self::Topic => Reason::TOPIC_NAME_INVALID,
-            Self::OtherEdge => Reason::NOT_AUTHORIZED,
+            // Of the edge, not of the bytes: it keeps them, and people have to look at its id.
+            Self::OtherEdge | Self::RecordEdge(_) | Self::RecordLabel { .. } => {
+                Reason::NOT_AUTHORIZED
+            }
             _ => Reason::PAYLOAD_FORMAT_INVALID,
         }
     }

@@ -200,13 +200,17 @@ impl State {
         group: &mut Group,
     ) -> Result<Committed, LogError> {
         let mut draft = Draft::default();
-        if let Guard::Edge { edge, epoch, seq, count, prints } = &prepared.guard {
+        if let Guard::Edge { edge, epoch, seq, count, prints, connection } = &prepared.guard {
             let key = (Arc::clone(edge), *epoch);
             let mut known = self.edges.get(&key).cloned().unwrap_or_default();
-            if let Verdict::Repeat(()) = guard::check_edge(&known, *seq, *count, prints)? {
+            let verdict = guard::check_edge(&known, *seq, *count, prints, *connection);
+            if let (Err(LogError::EdgeClash), Some(known)) = (&verdict, self.edges.get_mut(&key)) {
+                known.refused = Some(*connection);
+            }
+            if let Verdict::Repeat(()) = verdict? {
                 return Ok(Committed { base_offsets: Vec::new(), duplicate: true });
             }
-            known.appended(*count, prints);
+            known.appended(*count, prints, now_ms);
             draft.edge = Some((key, known));
         }
         let appends = prepared.appends.len();

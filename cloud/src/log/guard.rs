@@ -10,9 +10,9 @@ use super::{LogError, Offset};
 /// Kafka remembers this many batches of a producer: its clients have at most 5 requests in flight.
 const REMEMBERED: usize = 5;
 
-/// Batches of an edge's epoch whose content is remembered: as many as an edge has under way (`window_batches`), so that
-/// what is sent again after a lost connection is known to be the same. 8 bytes each, in the same commit as the mark.
-const EDGE_BATCHES: usize = 16;
+/// Batches of an edge's epoch whose content is remembered, so that what is sent again after a lost connection is known to be
+/// the same: no edge may have more under way. 8 bytes each, in the same commit as the mark.
+pub(crate) const EDGE_BATCHES: u16 = 64;
 
 /// Sequences run from 0 to this, then from 0 again.
 const LAST_SEQUENCE: i32 = i32::MAX;
@@ -115,6 +115,12 @@ pub(super) fn check_producer(
 pub(super) struct Edge {
     /// The next sequence.
     pub next: u64,
+    /// When its last range came, ms since 1970. For people and for naming the newest first; nothing is decided by it.
+    pub seen_ms: i64,
+    /// The connection that brought other records under known sequences. It sent more before it could be told, and of those
+    /// some may happen to be next: they are refused too, or the sender, who begins anew before them, would bring them twice.
+    /// Only in memory: connections end with their node.
+    pub refused: Option<u64>,
     /// What came last, oldest first; the last one ends at `next`.
     recent: VecDeque<Seen>,
 }
@@ -129,7 +135,7 @@ pub(super) struct Seen {
 
 impl Edge {
     pub(super) fn new(next: u64) -> Self {
-        Self { next, recent: VecDeque::new() }
+        Self { next, ..Self::default() }
     }
 
     /// Oldest first.
@@ -139,16 +145,17 @@ impl Edge {
 
     /// Remembers a range that ends at `next`.
     pub(super) fn push(&mut self, seen: Seen) {
-        if self.recent.len() >= EDGE_BATCHES {
+        if self.recent.len() >= usize::from(EDGE_BATCHES) {
             self.recent.pop_front();
         }
         self.recent.push_back(seen);
     }
 
     /// After an append of `[next, next + count)`.
-    pub(super) fn appended(&mut self, count: u32, prints: &[u32]) {
+    pub(super) fn appended(&mut self, count: u32, prints: &[u32], now_ms: i64) {
         self.push(Seen { count, print: print(self.next, prints) });
         self.next += u64::from(count);
+        self.seen_ms = now_ms;
     }
 
     /// Whether one of the remembered ranges that lie in `[seq, ..)` of `prints` held other records.
@@ -178,13 +185,17 @@ fn print(seq: u64, prints: &[u32]) -> u32 {
 ///
 /// Known sequences with other records mean that two processes go on from one memory (a machine's snapshot resumed
 /// twice): calling that a repeat would lose the records of one of them. Ranges longer ago than is remembered, and ranges
-/// that lie inside a remembered one, are not compared.
+/// that lie inside a remembered one, are not compared. What such a process sent behind them is a clash whatever it is.
 pub(super) fn check_edge(
     known: &Edge,
     seq: u64,
     count: u32,
     prints: &[u32],
+    connection: u64,
 ) -> Result<Verdict<()>, LogError> {
+    if known.refused == Some(connection) {
+        return Err(LogError::EdgeClash);
+    }
     let Some(end) = seq.checked_add(u64::from(count)) else {
         return Err(LogError::EdgeGap { expected: known.next });
     };
@@ -273,21 +284,21 @@ mod tests {
         ];
         for (seq, count, expected) in cases {
             assert_eq!(
-                format!("{:?}", check_edge(&known, *seq, *count, &[])),
+                format!("{:?}", check_edge(&known, *seq, *count, &[], 1)),
                 *expected,
                 "{seq} {count}"
             );
         }
-        assert_eq!(check_edge(&Edge::default(), 0, 3, &[]).unwrap(), Verdict::Append);
-        assert!(check_edge(&Edge::default(), 1, 3, &[]).is_err());
+        assert_eq!(check_edge(&Edge::default(), 0, 3, &[], 1).unwrap(), Verdict::Append);
+        assert!(check_edge(&Edge::default(), 1, 3, &[], 1).is_err());
     }
 
     #[test]
     fn a_repeat_with_other_records_is_a_clash_however_the_range_is_cut() {
         let mut known = Edge::default();
-        known.appended(2, &[10, 11]);
-        known.appended(1, &[12]);
-        known.appended(2, &[]);
+        known.appended(2, &[10, 11], 0);
+        known.appended(1, &[12], 0);
+        known.appended(2, &[], 0);
         let cases: &[(u64, &[u32], &str)] = &[
             (0, &[10, 11], "Ok(Repeat(()))"),
             (0, &[11, 10], "Err(EdgeClash)"),
@@ -303,12 +314,16 @@ mod tests {
             (0, &[99], "Ok(Repeat(()))"),
         ];
         for (seq, prints, expected) in cases {
-            let answer = check_edge(&known, *seq, prints.len() as u32, prints);
+            let answer = check_edge(&known, *seq, prints.len() as u32, prints, 1);
             assert_eq!(format!("{answer:?}"), *expected, "{seq} {prints:?}");
         }
         for _ in 0..EDGE_BATCHES {
-            known.appended(1, &[7]);
+            known.appended(1, &[7], 0);
         }
-        assert_eq!(check_edge(&known, 0, 2, &[99, 99]).unwrap(), Verdict::Repeat(()), "forgotten");
+        let again = check_edge(&known, 0, 2, &[99, 99], 1);
+        assert_eq!(again.unwrap(), Verdict::Repeat(()), "forgotten");
+        known.refused = Some(1);
+        assert!(check_edge(&known, known.next, 1, &[1], 1).is_err(), "sent behind a clash");
+        assert_eq!(check_edge(&known, known.next, 1, &[1], 2).unwrap(), Verdict::Append);
     }
 }

@@ -41,6 +41,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 pub use error::LogError;
 pub use follow::Follower;
+#[cfg(test)]
+pub(crate) use guard::EDGE_BATCHES;
 use inner::Inner;
 pub use stream::{Stream, StreamConfig, StreamId};
 use tokio::sync::oneshot;
@@ -94,6 +96,8 @@ pub enum Guard {
         /// One a record: its fingerprint, so that a repeat is known from other records under the same sequences. Empty:
         /// not known (a declared gap), like anything.
         prints: Arc<[u32]>,
+        /// The connection it came by: after a clash nothing more of it is taken under that epoch.
+        connection: u64,
     },
 }
 
@@ -270,7 +274,7 @@ impl Log {
         self.commit(shard, Transaction { appends, guard, ..Transaction::default() }).await
     }
 
-    /// `next` of every epoch known of an edge: (epoch, next seq).
+    /// `next` of every epoch known of an edge: (epoch, next seq). Those that brought something last come last.
     pub async fn edge_marks(&self, edge: &str) -> Result<Vec<(i64, u64)>, LogError> {
         self.inner.edge_marks(edge).await
     }

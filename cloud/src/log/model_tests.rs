@@ -54,6 +54,7 @@ impl Client {
                 seq: u64::from(n) * 2,
                 count: 2,
                 prints: [n, n].into(),
+                connection: 1,
             }
         } else {
             Guard::Producer

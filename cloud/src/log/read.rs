@@ -186,14 +186,17 @@ impl Inner {
         loop {
             let limit = ScanLimit { entries: 1000, bytes: 256 * 1024 };
             let page = self.durable_scan(shard, range.clone(), limit).await?;
-            let Some((last, _)) = page.last() else { return Ok(marks) };
+            let Some((last, _)) = page.last() else { break };
             range.start = [last, &b"\0"[..]].concat().into();
             for (key, value) in &page {
                 if let Some(epoch) = keys::edge_epoch(key) {
-                    marks.push((epoch, super::guard::Edge::decode(value)?.next));
+                    let edge = super::guard::Edge::decode(value)?;
+                    marks.push((edge.seen_ms, epoch, edge.next));
                 }
             }
         }
+        marks.sort_unstable();
+        Ok(marks.into_iter().map(|(_, epoch, next)| (epoch, next)).collect())
     }
 
     pub(super) async fn state_get(

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     LogError, Offset, Stream,
-    guard::{Edge, Producer, Seen, SentBatch},
+    guard::{EDGE_BATCHES, Edge, Producer, Seen, SentBatch},
 };
 use crate::engine::EngineError;
 
@@ -124,9 +124,10 @@ impl Producer {
 
 impl Edge {
     pub(super) fn encode(&self) -> Bytes {
-        let mut out = BytesMut::with_capacity(9 + 8 * 16);
+        let mut out = BytesMut::with_capacity(17 + 8 * usize::from(EDGE_BATCHES));
         out.put_u8(FORMAT);
         out.put_u64(self.next);
+        out.put_i64(self.seen_ms);
         for seen in self.recent() {
             out.put_u32(seen.count);
             out.put_u32(seen.print);
@@ -135,8 +136,9 @@ impl Edge {
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, LogError> {
-        let mut body = body(bytes, "edge", 8)?;
+        let mut body = body(bytes, "edge", 16)?;
         let mut edge = Self::new(body.get_u64());
+        edge.seen_ms = body.get_i64();
         while body.remaining() >= 8 {
             edge.push(Seen { count: body.get_u32(), print: body.get_u32() });
         }
@@ -218,6 +220,7 @@ mod tests {
         }
         assert_eq!(Producer::decode(&producer.encode()).unwrap(), producer);
         let mut edge = Edge::new(u64::MAX);
+        edge.seen_ms = 1_700_000_000_000;
         assert_eq!(Edge::decode(&edge.encode()).unwrap(), edge);
         edge.push(Seen { count: 3, print: 7 });
         edge.push(Seen { count: u32::MAX, print: 0 });

@@ -88,8 +88,14 @@ async fn a_reopened_log_goes_on_where_it_was() {
     let p = stream(&log).await;
     let created = log.stream("s").unwrap();
     log.append(p, batch(4), Guard::None).await.unwrap();
-    let mark =
-        Guard::Edge { edge: "gw1".into(), epoch: 7, seq: 0, count: 4, prints: Arc::default() };
+    let mark = Guard::Edge {
+        edge: "gw1".into(),
+        epoch: 7,
+        seq: 0,
+        count: 4,
+        prints: Arc::default(),
+        connection: 1,
+    };
     log.append(p, batch(4), mark.clone()).await.unwrap();
     log.close().await.unwrap();
     assert!(matches!(log.append(p, batch(1), Guard::None).await, Err(LogError::Closed)));
@@ -151,6 +157,7 @@ async fn edges_are_appended_once_and_gaps_are_named() {
         seq,
         count,
         prints: prints.clone(),
+        connection: 1,
     };
     let send = async |seq, count: u32| log.append(p, batch(count as usize), mark(seq, count)).await;
     assert_eq!(send(0, 3).await.unwrap().base_offsets, [0]);

@@ -1,13 +1,13 @@
 //! What an edge may do wrong at the door: each is refused with a code and in words, stores nothing, and a good edge beside
 //! it goes on.
 
-use tributary_shared::{mqtt::packet::Disconnect, record::Header};
+use tributary_shared::mqtt::packet::Disconnect;
 
 use super::*;
 
 /// A batch of `count` records without anything wrong.
 fn good(epoch: i64, count: usize) -> Bytes {
-    batch(epoch, 0, &vec![("a", "bad"); count])
+    batch("gw1", epoch, 0, &vec![("a", "bad"); count])
 }
 
 fn sealed(record: &Record, compression: Compression) -> Bytes {
@@ -41,6 +41,9 @@ fn raw_record(offset: u8, headers: &[u8]) -> Vec<u8> {
     [vec![(body.len() as u8) << 1], body].concat()
 }
 
+/// One header: edge.id = gw1.
+const OURS: &[u8] = b"\x02\x0eedge.id\x06gw1";
+
 fn bomb(compression: Compression) -> Bytes {
     let value = Some(Bytes::from(vec![0; 40 * 1024 * 1024]));
     sealed(&Record { key: Some("a".into()), value, ..Record::default() }, compression)
@@ -51,9 +54,21 @@ type Case = (&'static str, Bytes, usize, u8, &'static str);
 
 #[tokio::test]
 async fn a_bad_upload_is_refused_in_words_and_the_good_edge_beside_it_goes_on() {
-    let header = Header { name: "h".into(), value: None };
-    let crowded =
-        Record { key: Some("a".into()), headers: vec![header; 1100], ..Record::default() };
+    let labelled = |headers: &[(&'static str, &str)]| {
+        let headers = headers.iter().map(|(name, value)| header(name, value)).collect();
+        let record =
+            Record { key: Some("tributary/gw2/down/x".into()), headers, ..Record::default() };
+        sealed(&record, Compression::None)
+    };
+    let us = ("edge.id", "gw1");
+    let topics: Vec<String> = (0..=divide::TOPICS_MAX).map(|n| n.to_string()).collect();
+    let topics: Vec<_> = topics.iter().map(|topic| (&**topic, "bad")).collect();
+    let scattered = batch("gw1", 7, 0, &topics);
+    let crowded = Record {
+        key: Some("a".into()),
+        headers: vec![Header { name: "h".into(), value: None }; 1100],
+        ..Record::default()
+    };
     let mut flipped = good(7, 1).to_vec();
     *flipped.last_mut().unwrap() ^= 1;
     // A zstd frame that asks for a window of 2 GiB.
@@ -80,8 +95,14 @@ async fn a_bad_upload_is_refused_in_words_and_the_good_edge_beside_it_goes_on() 
         ("header without end", packed(0, &raw_record(0, &[2, 0x7e, b'x'])), 1, 0x99, "header"),
         ("headers negative", packed(0, &raw_record(0, &[1])), 1, 0x99, "headers"),
         ("too many headers", sealed(&crowded, Compression::Zstd), 1, 0x99, "more than"),
-        ("bytes behind", packed(0, &[&raw_record(0, &[0])[..], b"xx"].concat()), 1, 0x99, ""),
-        ("topic", batch(7, 0, &[("a/#", "bad")]), 1, 0x99, "no legal topic"),
+        ("bytes behind", packed(0, &[&raw_record(0, OURS)[..], b"xx"].concat()), 1, 0x99, ""),
+        ("scattered", scattered, topics.len(), 0x99, "different topics"),
+        ("nobody's", labelled(&[("edge.lane", "normal")]), 1, 0x87, "no header edge.id"),
+        ("another's", labelled(&[("edge.id", "gw2")]), 1, 0x87, "header edge.id of record 0"),
+        ("of two", labelled(&[us, ("edge.id", "gw2")]), 1, 0x87, "header edge.id of record 0"),
+        ("other lane", labelled(&[us, ("edge.lane", "x")]), 1, 0x87, "header edge.lane"),
+        ("other place", labelled(&[us, ("edge.seq", "1")]), 1, 0x87, "header edge.seq"),
+        ("topic", batch("gw1", 7, 0, &[("a/#", "bad")]), 1, 0x99, "no legal topic"),
     ];
     let door = Door::open(Vec::new()).await;
     let (mut neighbour, _) = Edge::connect(&door, "good").await;
@@ -208,4 +229,23 @@ async fn an_epoch_used_twice_is_refused_by_its_content_also_after_a_failover() {
     assert_eq!(door.values(CATCH_ALL).await, ["0", "1", "x", "y", "x", "y", "z"]);
     assert_eq!(door.bridge.live().duplicate_epochs(), 2);
     assert_eq!(door.bridge.live().view(wall_ms())[0].alarms, [DUPLICATE_EPOCH]);
+}
+
+#[tokio::test]
+async fn what_was_sent_behind_a_clash_is_not_taken_even_if_it_is_next() {
+    let door = Door::open(Vec::new()).await;
+    let (mut twin, _) = Edge::connect(&door, "gw1").await;
+    twin.upload("gw1", 7, 0, &[("a", "twin")]).await;
+    assert_eq!(twin.ack().await.reason, Reason::SUCCESS);
+    let (mut edge, _) = Edge::connect(&door, "gw1").await;
+    // All under way before the first answer; the second would be next.
+    edge.upload("gw1", 7, 0, &[("a", "0")]).await;
+    edge.upload("gw1", 7, 1, &[("a", "1")]).await;
+    assert_eq!(last_words(&mut edge).await.user_properties, [(CLASH_PROPERTY.into(), "7".into())]);
+    let (mut edge, _) = Edge::connect(&door, "gw1").await;
+    for (seq, value) in [(0, "0"), (1, "1")] {
+        edge.upload("gw1", 8, seq, &[("a", value)]).await;
+        assert_eq!(edge.ack().await.reason, Reason::SUCCESS);
+    }
+    assert_eq!(door.values(CATCH_ALL).await, ["twin", "0", "1"]);
 }

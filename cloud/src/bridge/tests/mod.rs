@@ -18,7 +18,7 @@ use tributary_shared::{
         packet::{Ack, ConnAck, Packet, PacketId, Publish, PublishProperties, Qos, Reason},
         write::write,
     },
-    record::{BatchBuilder, Compression, Record, batch::Producer},
+    record::{BatchBuilder, Compression, Header, Record, batch::Producer},
 };
 
 use super::*;
@@ -148,7 +148,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Edge<S> {
 
     /// Sends a batch of `epoch` that starts at `seq`; records are (topic, value).
     async fn upload(&mut self, edge: &str, epoch: i64, seq: u64, records: &[(&str, &str)]) {
-        self.publish(edge, epoch, seq, records.len(), batch(epoch, seq, records), None).await;
+        self.publish(edge, epoch, seq, records.len(), batch(edge, epoch, seq, records), None).await;
     }
 
     async fn publish(
@@ -191,14 +191,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Edge<S> {
     }
 }
 
-fn batch(epoch: i64, seq: u64, records: &[(&str, &str)]) -> Bytes {
+fn header(name: &'static str, value: &str) -> Header {
+    Header { name: name.into(), value: Some(Bytes::copy_from_slice(value.as_bytes())) }
+}
+
+fn batch(edge: &str, epoch: i64, seq: u64, records: &[(&str, &str)]) -> Bytes {
     let mut builder = BatchBuilder::new();
     for (topic, value) in records {
         builder.push(&Record {
             key: Some(Bytes::copy_from_slice(topic.as_bytes())),
             value: Some(Bytes::copy_from_slice(value.as_bytes())),
             timestamp_ms: 1_700_000_000_000,
-            headers: Vec::new(),
+            headers: vec![header("edge.id", edge)],
         });
     }
     let producer = Producer { id: epoch, epoch: 0, base_sequence: (seq & 0x7fff_ffff) as i32 };
@@ -231,14 +235,41 @@ async fn a_batch_is_stored_once_however_often_and_out_of_order_it_comes() {
     assert_eq!(connack.properties.user_properties, [("expect".into(), "7:6".into())]);
 }
 
+#[test]
+fn no_edge_may_have_more_under_way_than_is_compared_when_it_comes_again() {
+    use tributary_shared::config::Documented as _;
+    let most = crate::log::EDGE_BATCHES;
+    assert!(Settings::default().receive_maximum <= most);
+    let more = Settings { receive_maximum: most + 1, ..Settings::default() };
+    assert!(more.check().is_err());
+}
+
+#[tokio::test]
+async fn an_edge_with_many_epochs_is_told_those_that_brought_something_last() {
+    let door = Door::open(Vec::new()).await;
+    let shown = Settings::default().expect_max as i64;
+    let (mut edge, _) = Edge::connect(&door, "gw1").await;
+    // Ids are random: here the newest are the lowest.
+    for epoch in (1..=shown + 10).rev() {
+        let before = wall_ms();
+        edge.upload("gw1", epoch, 0, &[("a", "x")]).await;
+        assert_eq!(edge.ack().await.reason, Reason::SUCCESS);
+        tributary_shared::clock::reach(before + 2).await;
+    }
+    let (_, connack) = Edge::connect(&door, "gw1").await;
+    let told = connack.properties.user_properties.iter().map(|(_, value)| value.to_string());
+    let newest = (1..=shown).map(|epoch| format!("{epoch}:1"));
+    assert_eq!(told.collect::<Vec<_>>(), newest.collect::<Vec<_>>());
+}
+
 #[tokio::test]
 async fn a_refused_batch_stores_nothing_and_the_connection_goes_on() {
     let door = Door::open(Vec::new()).await;
     let (mut edge, _) = Edge::connect(&door, "gw1").await;
-    let mut broken = batch(7, 0, &[("a", "0")]).to_vec();
+    let mut broken = batch("gw1", 7, 0, &[("a", "0")]).to_vec();
     *broken.last_mut().unwrap() ^= 1;
     edge.publish("gw1", 7, 0, 1, broken.into(), None).await;
-    edge.publish("gw1", 7, 0, 2, batch(7, 0, &[("a", "0")]), None).await;
+    edge.publish("gw1", 7, 0, 2, batch("gw1", 7, 0, &[("a", "0")]), None).await;
     edge.upload("gw2", 7, 0, &[("a", "0")]).await;
     edge.upload("gw1", 7, 0, &[("a/+", "0")]).await;
     edge.upload("gw1", 7, 0, &[("a", "good")]).await;
@@ -374,7 +405,8 @@ async fn an_absurd_time_neither_pins_nor_deletes_what_others_sent() {
     let mut builder = BatchBuilder::new();
     for (time, value) in times.iter().zip(["1970", "true", "2036"]) {
         let (key, value) = (Some("t".into()), Some(value.into()));
-        builder.push(&Record { key, value, timestamp_ms: *time, headers: Vec::new() });
+        let headers = vec![header("edge.id", "gw1")];
+        builder.push(&Record { key, value, timestamp_ms: *time, headers });
     }
     let producer = Producer { id: 7, epoch: 0, base_sequence: 0 };
     let wrong = builder.finish(Compression::Zstd, Some(producer)).unwrap().bytes().clone();
