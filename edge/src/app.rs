@@ -182,6 +182,7 @@ async fn run(
 ) -> Result<(), AppError> {
     let Opened { store, journal, restored, followed, threads } = opened;
     status.begin(store.lanes());
+    inventory::clock::look(status);
     let clock = Clock::start();
     let state = State::new(config.session.clone(), Fanout::AtOnce, restored, clock.now());
     let access = shown.access();
@@ -213,6 +214,11 @@ async fn run(
     let (source, telling, telling_stop) = (shown.clone(), config.sys.clone(), clients_stop.clone());
     parts.spawn(async move {
         sys::run(source, telling, tell, telling_stop).await;
+        Ok(())
+    });
+    let (watched, watching) = (status.clone(), clients_stop.clone());
+    parts.spawn(async move {
+        inventory::clock::watch(watched, watching).await;
         Ok(())
     });
     let (source, telling_stop) = (shown.clone(), clients_stop.clone());

@@ -87,6 +87,8 @@ pub struct Status {
     pub quarantine_messages: Number,
     /// Bytes of them.
     pub quarantine_bytes: Number,
+    /// The clock cannot be right, or has not been set yet: records say so.
+    pub clock_unsure: AtomicBool,
     /// Times the store was reopened after a failure.
     pub store_reopened: Number,
     /// The store takes changes.

@@ -25,7 +25,10 @@ use tributary_shared::mqtt::{
 use tributary_tests::{
     Cloud, Device, Edge,
     device::connect_packet,
+    http_get,
     kafka::{Reader, header},
+    process::until,
+    say,
 };
 
 const WAIT: Duration = Duration::from_secs(20);
@@ -135,6 +138,53 @@ async fn a_device_message_is_read_by_kafka_amqp_and_mqtt_clients() {
     let offset = headers.inner().get("x-stream-offset").cloned();
     assert_eq!(offset, Some(lapin::types::AMQPValue::LongLongInt(message.offset())));
     drop(edge);
+}
+
+/// An edge below it has a time service that has not set the clock yet, in a mount namespace of its own.
+const WITHOUT_TIME: &str =
+    "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/timesync && exec \"$@\"";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_time_that_the_gateway_did_not_trust_is_marked_for_every_reader() {
+    let under = ["unshare", "--mount", "sh", "-c", WITHOUT_TIME, "sh"];
+    let mut probe = std::process::Command::new(under[0]);
+    if !probe.args(&under[1..]).arg("true").status().is_ok_and(|status| status.success()) {
+        return say("SKIP no mount namespace can be made here: root is needed");
+    }
+    let folder = tempfile::tempdir().expect("folder");
+    let cloud = Cloud::start(&folder.path().join("cloud"));
+    let channel = amqp(&cloud).await;
+    let mut consumer = queue(&channel, "site.#").await;
+    let kafka = cloud.kafka;
+    let cloud_mqtt = cloud.mqtt;
+    let data = folder.path().join("edge");
+    let on_kafka = tokio::task::spawn_blocking(move || {
+        let mut edge = Edge::start(&data, "gw1", Some(cloud_mqtt));
+        edge.under = under.map(ToOwned::to_owned).to_vec();
+        let edge = edge.restart();
+        let mut device = Device::connect(edge.mqtt, "d").expect("connect");
+        let mut publish = |payload: &'static str| {
+            let message = ("site/t".to_owned(), Bytes::from_static(payload.as_bytes()));
+            device.publish_all([message], 1, |_| ()).expect("published");
+        };
+        publish("too early");
+        // The service has heard of the time.
+        let service = format!("/proc/{}/root/run/systemd/timesync", edge.process.id());
+        std::fs::write(format!("{service}/synchronized"), "").expect("written");
+        let trusted = || http_get(edge.admin, "/metrics").contains("tributary_clock_unsynced 0\n");
+        until("the clock is trusted", trusted);
+        publish("in time");
+        let reader = Reader::new(kafka, "mqtt.messages");
+        let next = || reader.next(WAIT).expect("a kafka message");
+        [next(), next()].map(|message| header(&message, "edge.clock"))
+    });
+    let on_kafka = on_kafka.await.expect("kafka side");
+    assert_eq!(on_kafka, [Some(b"unsynced".to_vec()), None]);
+    for expected in [Some("unsynced"), None] {
+        let delivery = delivery(&mut consumer).await;
+        let headers = delivery.properties.headers().clone().expect("headers");
+        assert_eq!(long_string(&headers, "x-edge-clock").as_deref(), expected);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

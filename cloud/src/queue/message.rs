@@ -126,9 +126,11 @@ impl Message {
             .with("x-partition", Value::I64(at.partition.index().into()))
             .with("x-stream-offset", Value::I64(at.offset))
             .with("timestamp_in_ms", Value::I64(record.timestamp_ms));
-        for (from, to) in
-            [(mqtt::header::EDGE_ID, "x-edge-id"), (mqtt::header::EDGE_SEQ, "x-edge-seq")]
-        {
+        for (from, to) in [
+            (mqtt::header::EDGE_ID, "x-edge-id"),
+            (mqtt::header::EDGE_SEQ, "x-edge-seq"),
+            (mqtt::header::EDGE_CLOCK, "x-edge-clock"),
+        ] {
             if let Some(value) = record.header(from) {
                 headers.push(to, Value::Text(value.clone()));
             }

@@ -124,6 +124,8 @@ fn commits(page: &mut Page, status: &Status) {
     page.gauge("db_bytes", "Bytes of the database file", status.db_bytes.get());
     let full = u64::from(status.disk_full.load(Relaxed));
     page.gauge("disk_full", "1 while QoS 1 and 2 are refused for want of room", full);
+    let unsure = u64::from(status.clock_unsure.load(Relaxed));
+    page.gauge("clock_unsynced", "1 while the clock is not to be trusted: records say so", unsure);
     page.counter("disk_full_total", "Times the disk was full", status.disk_full_total.get());
     page.gauge("connections_held", "Publishers that are not read from", status.held.get());
     page.gauge(

@@ -4,7 +4,10 @@
 //! In: [`Change`]s in order. Out: rows. Change here: what a change does to the tables.
 //! Not here: when a group is made and committed (`writer`).
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use bytes::Bytes;
 use bytestring::ByteString;
@@ -12,7 +15,11 @@ use rusqlite::Connection;
 use tributary_shared::{
     message::Message,
     mqtt::Qos,
-    record::{Batch, BatchBuilder, BatchError, Compression, Header, Record, batch::Producer, mqtt},
+    record::{
+        Batch, BatchBuilder, BatchError, Compression, Header, Record,
+        batch::Producer,
+        mqtt::{self, header},
+    },
     session::{
         SessionId,
         action::{Author, Change, Queued},
@@ -33,6 +40,9 @@ use crate::status::Status;
 
 /// A batch of fewer messages is stored as it is: compressing it gains little.
 const COMPRESS_FROM: usize = 10;
+
+/// What header `edge.clock` says of a record's time; where there is none, nothing speaks against it.
+const UNSYNCED: &[u8] = b"unsynced";
 
 /// What the writer knows beside the file; copied before each commit.
 #[derive(Debug, Clone)]
@@ -241,7 +251,12 @@ impl<'a> Group<'a> {
     }
 
     fn append(&mut self, lane: u16, message: &Message) -> Result<(u64, u64), Error> {
-        self.append_record(lane, mqtt::to_record(message))
+        let mut record = mqtt::to_record(message);
+        if lane != LOCAL && self.state.status.clock_unsure.load(Relaxed) {
+            let value = Some(Bytes::from_static(UNSYNCED));
+            record.headers.push(Header { name: header::EDGE_CLOCK.into(), value });
+        }
+        self.append_record(lane, record)
     }
 
     /// Appends what was in a lane before.

@@ -2,7 +2,8 @@
 //!
 //! Key = full topic. Headers, in this order, each only if it says something: `mqtt.client_id mqtt.qos mqtt.retain
 //! mqtt.content_type mqtt.response_topic mqtt.correlation_data mqtt.expiry mqtt.payload_format`, then the user
-//! properties as they came. `edge.id edge.lane edge.seq` are added where the edge is known. Values are text: `mqtt.qos` =
+//! properties as they came. `edge.id edge.lane edge.seq` are added where the edge is known, and `edge.clock` =
+//! `unsynced` where its clock was not to be trusted when the message came. Values are text: `mqtt.qos` =
 //! `0` or `2` (QoS 1 needs no header), `mqtt.retain` = `true`, `mqtt.expiry` = seconds, `mqtt.payload_format` = `0` or `1`.
 //!
 //! A user property whose name starts with `mqtt.`, `edge.`, `amqp.` or `user.` is stored with `user.` before it, so that nobody
@@ -37,6 +38,7 @@ pub mod header {
     pub const EDGE_ID: &str = "edge.id";
     pub const EDGE_LANE: &str = "edge.lane";
     pub const EDGE_SEQ: &str = "edge.seq";
+    pub const EDGE_CLOCK: &str = "edge.clock";
 }
 
 /// Names that start so are ours; a user's get [`USER`] before them.

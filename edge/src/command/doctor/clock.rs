@@ -5,10 +5,7 @@
 use tributary_shared::clock::wall_ms;
 
 use super::Finding;
-use crate::inventory::clock::synchronised;
-
-/// 2026-01-01, ms: it is never earlier than that.
-const WRITTEN_MS: i64 = 1_767_225_600_000;
+use crate::inventory::clock::{WRITTEN_MS, synchronised};
 
 pub(super) fn check() -> Vec<Finding> {
     vec![finding(wall_ms(), synchronised())]

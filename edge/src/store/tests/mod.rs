@@ -131,6 +131,22 @@ fn payloads(rows: &[OutboundRow]) -> Vec<(String, u64)> {
         .collect()
 }
 
+#[tokio::test]
+async fn a_record_says_whether_the_clock_was_not_trusted_when_its_message_came() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Harness::open(&plan(dir.path()));
+    for (payload, unsure) in [("a", true), ("b", false), ("c", true)] {
+        store.status.clock_unsure.store(unsure, std::sync::atomic::Ordering::Relaxed);
+        store.apply(vec![publish("up/t", payload, Vec::new())]).await;
+    }
+    let bodies = store.rows().await.into_iter().filter_map(|row| row.body);
+    let records = bodies.flat_map(|body| Batch::parse(body).unwrap().records(1 << 20).unwrap());
+    let clocks: Vec<_> = records.map(|record| record.header(header::EDGE_CLOCK).cloned()).collect();
+    let mark = Some(Bytes::from_static(b"unsynced"));
+    assert_eq!(clocks, [mark.clone(), None, mark]);
+    store.stop().await;
+}
+
 /// The files as a power cut would leave them, minus what the disk had not written: SQLite's promise, not ours.
 fn crash(from: &Path) -> TempDir {
     let to = tempfile::tempdir().unwrap();
