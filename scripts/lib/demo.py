@@ -1,21 +1,26 @@
 """The demonstration: real measurements from devices through two edges and one cloud to Kafka, AMQP and MQTT clients.
 
-Devices replay hourly temperatures of Seattle and San Francisco in 2010 (NOAA, public domain, as shipped by the
+Both edges are enrolled first: a one-time token each, a key made on the gateway, mutual TLS from then on. Devices replay hourly temperatures of Seattle and San Francisco in 2010 (NOAA, public domain, as shipped by the
 vega_datasets package) over MQTT at QoS 1. Midway the cloud is killed with SIGKILL for ten seconds, then one edge.
-At the end every message that an edge acknowledged must have been read once by each consumer.
+Meanwhile a Kafka producer sends commands, each to one device behind one gateway. At the end every message that an edge
+acknowledged must have been read once by each consumer, and every command that the cloud acknowledged must have reached
+its device.
 
 What counts as what:
   acked        the device got its PUBACK
   lost         acked, but a consumer never saw it
   duplicated   seen again by a consumer though the device sent it once and the delivery is not marked as a repeat
   sent twice   the device's connection died before the PUBACK came, so the device had to send it again (MQTT QoS 1)
+  arrived      commands that reached their device; one that comes again (MQTT QoS 1) counts once
   redelivered  the consumer's own connection died before its ack was taken, so the broker marked and repeated it
 """
 
 import argparse
 import csv
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -36,7 +41,49 @@ from rich.table import Table
 
 TOPIC = "sensors/#"
 STREAM = "mqtt.messages"
+COMMANDS = "commands"
+COMMAND_EVERY = 0.5  # seconds
 CITIES = {"seattle": "seattle-temps.csv", "sf": "sf-temps.csv"}
+
+
+def free_port(taken=set()):
+    """A port below those that the kernel gives to outgoing connections, so that it is still free after a kill."""
+    for port in range(20000 + os.getpid() % 5000, 32000):
+        with socket.socket() as probe:
+            if port not in taken and probe.connect_ex(("127.0.0.1", port)) != 0:
+                taken.add(port)
+                return port
+    raise SystemExit("no free port")
+
+
+def run(*command):
+    """What a sub-command prints."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)}: {done.stderr}")
+    return done.stdout.strip()
+
+
+class Fleet:
+    """The authority of the fleet: its files, and the cloud's settings that use them."""
+
+    def __init__(self, options, folder):
+        self.options, self.folder = options, folder
+        ca, self.mqtts, est = f"{folder}/ca", free_port(), free_port()
+        run(options.cloud, "ca", "init", "--dir", ca, "--host", "localhost")
+        server = f"certificate = '{ca}/server.pem'\nkey = '{ca}/server.key'\n"
+        self.settings = f"{folder}/cloud.toml"
+        with open(self.settings, "w") as file:
+            file.write(
+                f"[listen]\nest = '127.0.0.1:{est}'\n"
+                f"[[listeners]]\naddress = '127.0.0.1:{self.mqtts}'\ntransport = 'tls'\n{server}client_ca = '{ca}/ca.pem'\n"
+                f"[enrol]\nca = '{ca}/ca.pem'\nca_key = '{ca}/ca.key'\n{server}reached_at = 'localhost:{est}'\n")
+
+    def enrol(self, cloud, edge):
+        """One token, used once; key and certificate are in the edge's data folder then."""
+        admin = cloud.addresses["admin"]
+        token = run(self.options.cloud, "enroll", "--admin", admin, "token", "--edge", edge, "--ttl", "5m")
+        run(self.options.edge, "enrol", "--data", f"{self.folder}/{edge}", token)
 
 
 class Process:
@@ -89,12 +136,15 @@ class Device:
     def __init__(self, name, city, rows, edge):
         self.name, self.city, self.rows = name, city, rows
         self.sent, self.acked, self.twice = 0, set(), set()
+        self.commands = set()
         # The client's own locks are held in callbacks, so ours is never held while it is called.
         self.outstanding, self.early, self.lock = {}, set(), threading.Lock()
         self.client = mqtt.Client(
             mqtt.CallbackAPIVersion.VERSION2, client_id=name, protocol=mqtt.MQTTv311, clean_session=False
         )
         self.client.reconnect_delay_set(1, 2)
+        self.client.on_connect = lambda client, *_: client.subscribe(f"commands/{name}", qos=1)
+        self.client.on_message = lambda client, userdata, message: self.commands.add(int(message.payload))
         self.client.on_publish = self.on_publish
         self.client.on_disconnect = self.on_disconnect
         self.client.connect("127.0.0.1", edge.port("mqtt"), keepalive=30)
@@ -124,6 +174,33 @@ class Device:
                 self.acked.add((self.name, seq))
             else:
                 self.outstanding[mid] = (self.name, seq)
+
+
+class Commander:
+    """Sends commands from a Kafka client to devices, in turn; `acked`: those the cloud has made durable."""
+
+    def __init__(self, cloud):
+        self.sent, self.acked = 0, {}
+        self.producer = confluent_kafka.Producer({
+            "bootstrap.servers": cloud.addresses["kafka"],
+            "enable.idempotence": True,
+            "reconnect.backoff.max.ms": 1000,
+            "log_level": 0,
+        })
+
+    def send(self, device):
+        number = self.sent
+        self.sent += 1
+
+        def acked(error, message):
+            if error is None:
+                self.acked[number] = device
+
+        key = f"tributary/gw-{device.city}/down/commands/{device.name}"
+        self.producer.produce(COMMANDS, key=key, value=str(number), on_delivery=acked)
+
+    def arrived(self):
+        return sum(1 for number, device in list(self.acked.items()) if number in device.commands)
 
 
 class Consumer:
@@ -221,7 +298,7 @@ def measurements(name):
 def table(title, columns, rows):
     view = Table(title=title, title_justify="left", expand=False)
     for column in columns:
-        view.add_column(column, justify="left" if column in ("edge", "consumer", "state") else "right")
+        view.add_column(column, justify="left" if column in ("edge", "consumer", "producer", "state") else "right")
     for row in rows:
         view.add_row(*[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row])
     return view
@@ -231,18 +308,22 @@ class Demo:
     def __init__(self, options, folder, console):
         self.options, self.console = options, console
         self.events, self.began = [], time.monotonic()
+        self.fleet = Fleet(options, folder)
         self.cloud = self.process("cloud", ["mqtt", "kafka", "amqp", "admin"], folder, [
-            options.cloud, "serve", "--data", f"file://{folder}/cloud"])
+            options.cloud, "serve", "--config", self.fleet.settings, "--data", f"file://{folder}/cloud"])
         self.cloud.start()
         self.edges = {}
         for city in CITIES:
+            self.fleet.enrol(self.cloud, f"gw-{city}")
+            self.say(f"gw-{city} is enrolled: a one-time token, a key made on the gateway, mutual TLS")
             edge = self.process(f"gw-{city}", ["mqtt", "admin"], folder, [
                 options.edge, "serve", "--data", f"{folder}/gw-{city}", "--id", f"gw-{city}",
-                "--cloud", f"mqtt://{self.cloud.addresses['mqtt']}",
+                "--cloud", f"mqtts://localhost:{self.fleet.mqtts}",
                 # The default waits up to five minutes, which is kind to a cloud but long for a demonstration.
                 "--set", "uplink.backoff_max_ms=4000"])
             self.edges[city] = edge.start()
         self.consumers, self.threads, self.devices = [], [], []
+        self.commander = Commander(self.cloud)
 
     def process(self, name, ports, folder, command):
         return Process(name, command, ports, open(f"{folder}/{name}.log", "w"))
@@ -263,6 +344,15 @@ class Demo:
             self.consumers.append(consumer)
             self.threads.append(thread)
 
+    def wait_for_edges(self):
+        """A gateway that has never been connected is not known to listen for commands."""
+        deadline = time.monotonic() + 30
+        for edge in self.edges.values():
+            while not ((status := edge.status()) and status["commands"] and status["commands"]["connected"]):
+                if time.monotonic() > deadline:
+                    raise SystemExit(f"{edge.name} does not reach the cloud")
+                time.sleep(0.1)
+
     def start_devices(self):
         for city, file in CITIES.items():
             rows = measurements(file)
@@ -282,10 +372,13 @@ class Demo:
                 else "online" if status["connected"] else "buffering",
             ])
         consumers = [[c.name, c.count, c.redelivered, c.reconnects] for c in self.consumers]
+        commander = self.commander
+        commands = [["Kafka (confluent-kafka)", commander.sent, len(commander.acked), commander.arrived()]]
         return Group(
             table(f"Tributary: {time.monotonic() - self.began:.0f} s, cloud {'up' if self.cloud.running() else 'KILLED'}",
                   ["edge", "devices", "sent", "acked", "buffered", "synced", "state"], edges),
             table("Consumers at the cloud", ["consumer", "received", "redelivered", "reconnects"], consumers),
+            table("Commands to devices", ["producer", "sent", "acked", "arrived"], commands),
             "\n".join(self.events[-8:]),
         )
 
@@ -299,7 +392,7 @@ class Demo:
 
     def publish_until_end(self, refresh):
         steps, began, interval = list(self.script()), time.monotonic(), 1.0 / self.options.rate
-        turn, shown = 0, 0.0
+        turn, commanded, shown = 0, 0, 0.0
         while (elapsed := time.monotonic() - began) < self.options.seconds or steps:
             if steps and elapsed >= steps[0][0]:
                 _, text, act = steps.pop(0)
@@ -309,6 +402,10 @@ class Demo:
                 for device in self.devices:
                     device.publish()
                 turn += 1
+            while commanded * COMMAND_EVERY <= elapsed:
+                self.commander.send(self.devices[commanded * 7 % len(self.devices)])
+                commanded += 1
+            self.commander.producer.poll(0)
             if elapsed - shown > self.options.refresh:
                 shown = elapsed
                 refresh()
@@ -320,7 +417,9 @@ class Demo:
         while time.monotonic() < deadline:
             acked = set().union(*(device.acked for device in self.devices))
             pending = any(device.outstanding for device in self.devices)
-            if not pending and all(acked <= consumer.seen for consumer in self.consumers):
+            self.commander.producer.poll(0)
+            obeyed = self.commander.arrived() == self.commander.sent
+            if not pending and obeyed and all(acked <= consumer.seen for consumer in self.consumers):
                 break
             refresh()
             time.sleep(0.25)
@@ -338,12 +437,19 @@ class Demo:
                          len(consumer.again) - duplicated, consumer.redelivered])
         self.console.print(table(
             "Result", ["consumer", "acked", "read", "lost", "duplicated", "sent twice", "redelivered"], rows))
-        return bad == 0 and len(acked) >= 200 * self.options.seconds / 2
+        commander = self.commander
+        ignored = len(commander.acked) - commander.arrived()
+        bad += ignored
+        self.console.print(table(
+            "Commands to devices", ["producer", "acked", "arrived", "lost"],
+            [["Kafka (confluent-kafka)", len(commander.acked), commander.arrived(), ignored]]))
+        return bad == 0 and commander.acked and len(acked) >= 200 * self.options.seconds / 2
 
     def run(self):
         self.start_consumers()
+        self.wait_for_edges()
         self.start_devices()
-        self.say(f"{len(self.devices)} devices publish at QoS 1")
+        self.say(f"{len(self.devices)} devices publish at QoS 1; a Kafka producer sends them commands")
         if self.console.is_terminal:
             with Live(console=self.console, refresh_per_second=4) as live:
                 self.publish_until_end(lambda: live.update(self.view()))
