@@ -6,6 +6,7 @@
 //! that it synced.
 //! `outages link TROUBLES KILLS [SEED]`: a link that is troubled all the time. `outages link-control D|O ROUNDS`: an edge that may
 //! send twice, behind one that loses acknowledgements or swaps.
+//! `outages odd ROUNDS`: old images of the disk, cloned cards, wrong clocks. `outages snapshot`: one memory twice.
 //! `outages points EDGE CLOUD`: so many system calls of each at which it is killed; likewise.
 //! `outages outage MESSAGES`: an edge in 64 MiB takes so many while there is no cloud, is killed once, and drains.
 //! Exit code 2 where the machine cannot do it, 1 where a promise was not kept.
@@ -13,7 +14,7 @@
 use std::process::ExitCode;
 
 use tributary_tests::{
-    bridge::{Backlog, Plan, Trouble},
+    bridge::{Backlog, Odd, Plan, Trouble},
     outage::{Broker, Fault, Outage},
     say,
 };
@@ -46,6 +47,11 @@ fn main() -> ExitCode {
             let plan = Plan::at_least_once(troubles, number(rounds));
             plan.run().map(|outcome| (json(&outcome), outcome.is_broken()))
         }
+        ["odd", rounds] => {
+            let rounds = number(rounds);
+            odd(rounds).map(|all| (json(&all), all.iter().any(|(_, one)| one.is_broken())))
+        }
+        ["snapshot"] => Odd::snapshot().map(|one| (json(&one), one.is_broken())),
         ["points", edge, cloud] => {
             let mut plan = Plan::new(0, 0).with_points(number(edge), number(cloud));
             plan.verbose = true;
@@ -69,6 +75,15 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn odd(rounds: usize) -> Result<Vec<(&'static str, Odd)>, String> {
+    let seed = u64::from(std::process::id());
+    Ok(vec![
+        ("restored", Odd::restored(rounds, seed)?),
+        ("cloned", Odd::cloned(rounds)?),
+        ("clock", Odd::wrong_clock(rounds)?),
+    ])
 }
 
 fn broker(fault: &str, rounds: usize, rest: &[&str]) -> Outage {

@@ -240,6 +240,11 @@ impl View {
         *next = seq + count;
     }
 
+    /// Holes and repeats in the sequences of an edge do not count: two edges have its name.
+    pub fn forget_sequences(&mut self) {
+        (self.holes, self.repeats) = (0, 0);
+    }
+
     /// A gap record was read.
     pub fn gap(&mut self, count: u64) {
         self.declared += count;

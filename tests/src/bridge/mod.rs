@@ -4,7 +4,8 @@
 //! number of acknowledgements the fault; whoever fell starts again. At the end everything drains and all readers are compared
 //! with the devices' books. In: which faults, how many. Out: [`Outcome`]. Change here: what a round is, which faults there are.
 //! Parts: `parts` (what runs), `fault`, `points` (crash points), `proxy` (a bad link), `message` (what is sent), `load` (devices),
-//! `commands` (the way down), `readers`, `books` (the checker); `backlog` (a long outage instead of many rounds).
+//! `commands` (the way down), `readers`, `books` (the checker); `backlog` (a long outage instead of many rounds), `odd` (old
+//! images, cloned cards, wrong clocks).
 //! Not here: sessions, queues and retained messages of one edge (`outage`); how many rounds, and what is asked (`tests/`, `bin/`).
 
 mod backlog;
@@ -14,6 +15,7 @@ mod commands;
 mod fault;
 mod load;
 mod message;
+mod odd;
 mod outcome;
 mod parts;
 mod points;
@@ -32,6 +34,7 @@ pub use self::{
     fault::Fault,
     load::{Publisher, Station},
     message::Message,
+    odd::Odd,
     outcome::Outcome,
     parts::{CLOUD, EDGE},
     points::Point,

@@ -12,7 +12,7 @@ use tributary_shared::mqtt::Qos;
 use super::{Link, Live, Plan, Proxy, Publisher, Station, Waiting, commands::Commands};
 use crate::{
     Cloud, Edge,
-    outage::disk::{Disk, lying_library},
+    outage::{disk::Disk, preload::lying_library},
 };
 
 /// See above.

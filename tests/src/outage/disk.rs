@@ -2,7 +2,7 @@
 //!
 //! [`Fuse::cut`] is `EXT4_IOC_SHUTDOWN` without a flush of the journal: what was not synced is gone, and nothing reaches the
 //! disk from then on. Needs root and loop devices; who cannot have them gets a reason, not a failure.
-//! Not here: disks that lie about their syncs (`lying_library` is close), torn blocks.
+//! Not here: disks that lie about their syncs (`preload`), torn blocks.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -118,35 +118,8 @@ impl Fuse {
     }
 }
 
-/// A library that, preloaded, makes a process believe that SQLite's log was synced: the control that must lose. That is
-/// the program under test itself, on a disk that lies; what `synchronous=NORMAL` would be, without a way to ask for it.
-pub fn lying_library(folder: &Path) -> Result<PathBuf, String> {
-    const SOURCE: &str = r#"
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <stdio.h>
-#include <string.h>
-#include <unistd.h>
-static int is_log(int file) {
-    char link[64], path[4096];
-    snprintf(link, sizeof link, "/proc/self/fd/%d", file);
-    ssize_t length = readlink(link, path, sizeof path);
-    return length > 4 && memcmp(path + length - 4, "-wal", 4) == 0;
-}
-int fdatasync(int file) {
-    return is_log(file) ? 0 : ((int (*)(int))dlsym(RTLD_NEXT, "fdatasync"))(file);
-}
-int fsync(int file) {
-    return is_log(file) ? 0 : ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(file);
-}
-"#;
-    let (source, library) = (folder.join("lying.c"), folder.join("lying.so"));
-    std::fs::write(&source, SOURCE).map_err(|error| error.to_string())?;
-    run(Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source))?;
-    Ok(library)
-}
-
-fn run(command: &mut Command) -> Result<(), String> {
+/// Runs it; its complaint if it fails.
+pub(super) fn run(command: &mut Command) -> Result<(), String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().map_err(|error| format!("{name}: {error}"))?;
     if output.status.success() {

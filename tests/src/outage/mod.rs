@@ -1,6 +1,6 @@
 //! A broker under load whose process is killed or whose power is cut, again and again, and what of its promises was left.
 //!
-//! Holds: the run ([`Outage`]); `disk` (power), `load` (devices, subscribers), `ledger` (who was promised what). A round:
+//! Holds: the run ([`Outage`]); `disk` (power), `preload` (beliefs), `load` (devices, subscribers), `ledger` (who was promised what). A round:
 //! devices publish at QoS 1 and 2, one of them retained; the books are closed; the fault; a restart; a subscriber that was away
 //! takes its queue, another was there all the time; what a retained topic holds is looked at. In: a broker and a fault.
 //! Out: [`Outcome`]. Change here: what a round is. Not here: how many rounds, and what is asked of them (`tests/`, `bin/`).
@@ -8,6 +8,7 @@
 pub mod disk;
 mod ledger;
 mod load;
+pub mod preload;
 
 use std::{
     net::{SocketAddr, TcpStream},
@@ -359,7 +360,7 @@ impl Host {
                 host.edge = Some(Edge::start_with(data, "gw1", cloud, &arguments));
             }
             Broker::LyingEdge => {
-                let library = disk::lying_library(folder)?;
+                let library = preload::lying_library(folder)?;
                 let environment = [("LD_PRELOAD", library)];
                 host.edge = Some(Edge::start_in(data, "gw1", cloud, &arguments, &environment));
             }
