@@ -221,7 +221,9 @@ impl Tokens {
                 self.taken |= answer == Answer::Done;
                 Some(Report::Answered(token, answer))
             }
-            Event::Incoming(Packet::Disconnect(said)) => retry_after(&said).map(Report::RetryAfter),
+            Event::Incoming(Packet::Disconnect(said)) => {
+                retry_after(&said).map(Report::RetryAfter).or_else(|| clash(&said))
+            }
             _ => None,
         }
     }
@@ -229,9 +231,17 @@ impl Tokens {
 
 /// Of a cloud that has too much to do. rumqttc shows no properties of a CONNACK that refuses.
 fn retry_after(said: &Disconnect) -> Option<Duration> {
-    let properties = said.properties.iter().flat_map(|p| &p.user_properties);
-    let mut found = properties.filter(|(name, _)| name == "retry-after-s");
-    Some(Duration::from_secs(found.next()?.1.parse().ok()?))
+    Some(Duration::from_secs(property(said, "retry-after-s")?.parse().ok()?))
+}
+
+/// Of a cloud that has other records under an epoch of ours.
+fn clash(said: &Disconnect) -> Option<Report> {
+    Some(Report::Clash(property(said, "clash")?.parse().ok()?))
+}
+
+fn property<'a>(said: &'a Disconnect, name: &str) -> Option<&'a str> {
+    let mut properties = said.properties.iter().flat_map(|p| &p.user_properties);
+    properties.find(|(found, _)| found == name).map(|(_, value)| value.as_str())
 }
 
 /// What the cloud said when it ended the connection.

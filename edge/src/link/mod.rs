@@ -124,6 +124,8 @@ pub enum Report {
     Heard,
     /// Once the connection is gone, the next is not to be made before this has passed.
     RetryAfter(Duration),
+    /// Another gateway has sent other records under this epoch, as the cloud was told it.
+    Clash(i64),
     /// The connection is gone. `refused`: a reason code for the oldest unanswered publish, which rumqttc cannot read.
     Closed {
         /// Why.

@@ -20,7 +20,7 @@ use super::{
     group::{Group, State},
     merge, needed,
     outbound::{LaneInfo, LaneState},
-    quarantine,
+    quarantine, renamed,
     writer::{Marks, Writer},
 };
 
@@ -92,6 +92,9 @@ impl Writer {
                 }
                 Command::NewEpoch { reply, .. } => {
                     let _gone = reply.send(answers.pop().unwrap_or(0));
+                }
+                Command::Rename { reply, .. } => {
+                    let _gone = reply.send(answers.pop().unwrap_or(0) as i64);
                 }
                 Command::GiveUp { reply, .. } => {
                     let _gone = reply.send(());
@@ -166,7 +169,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Answers how many rows each merge made one and after which row each epoch began, last first; and what was dropped.
+    /// Answers how many rows each merge made one, after which row each epoch began and the new name of each, last first; and
+    /// what was dropped.
     fn try_commit(
         &mut self,
         group: &[Command],
@@ -185,6 +189,9 @@ impl Writer {
                 }
                 Command::NewEpoch { lane, .. } => {
                     answers.push(work.state.lane(*lane).map_or(0, LaneState::end_epoch));
+                }
+                Command::Rename { lane, epoch, from, .. } => {
+                    answers.push(renamed::rename(work.db, *lane, *epoch, *from)? as u64);
                 }
                 Command::Ahead { lane, after, mark } => {
                     if let Some(lane) = work.state.lane(*lane) {

@@ -67,6 +67,15 @@ const STEPS: &[&str] = &[
        at_ms INTEGER NOT NULL,   -- observed time
        PRIMARY KEY(lane, id)
      ) WITHOUT ROWID",
+    // Epochs that another gateway uses, too: what the cloud is told instead.
+    "CREATE TABLE renamed(
+       number INTEGER PRIMARY KEY,
+       lane   INTEGER NOT NULL,
+       epoch  INTEGER NOT NULL,
+       s      INTEGER NOT NULL, -- from this sequence on, which becomes 0
+       name   INTEGER NOT NULL,
+       UNIQUE(lane, epoch)
+     )",
 ];
 
 /// The version of this program's files.

@@ -39,6 +39,7 @@ mod parts;
 mod quarantine;
 mod queues;
 mod reader;
+mod renamed;
 mod room;
 mod salvage;
 mod sessions;
@@ -57,6 +58,7 @@ pub use kept::{Entry as KeptEntry, Kept};
 pub use open::{After, Opened, Plan, Prepared, open, prepare};
 pub use outbound::{Mark, OutboundRow};
 pub use reader::Reader;
+pub use renamed::Renamed;
 pub use writer::Writer;
 
 use crate::status::LaneStatus;
@@ -127,6 +129,8 @@ pub(crate) enum Command {
     Ahead { lane: u16, after: u64, mark: Mark },
     /// Begin a new epoch of a lane with its next message; answers the last row of those before.
     NewEpoch { lane: u16, reply: oneshot::Sender<u64> },
+    /// Another gateway uses an epoch, too: its sequences from `from` on get a name of their own, which is answered.
+    Rename { lane: u16, epoch: i64, from: u64, reply: oneshot::Sender<i64> },
     /// Merge small batches of a lane after this id; answers how many rows became one.
     Merge { lane: u16, after: u64, reply: oneshot::Sender<usize> },
     /// Give messages of a batch up: keep their bodies in quarantine, leave a gap.
@@ -165,6 +169,8 @@ pub struct LaneHandle {
     pub settings: Option<crate::lane::Settings>,
     /// Its numbers.
     pub status: Arc<LaneStatus>,
+    /// Its epochs that go upstream under another name, as of the opening.
+    pub renamed: Vec<Renamed>,
 }
 
 /// The store's handle; cheap to clone.
@@ -264,6 +270,16 @@ impl Store {
         let command = Command::NewEpoch { lane, reply };
         self.commands.send(command).await.map_err(|_| Error::Closed)?;
         answer.await.map_err(|_| Error::Closed)
+    }
+
+    /// Another gateway uses `epoch`, too: gives its sequences from `from` on a name that nobody else has, for good. Answers
+    /// it when it is durable.
+    pub async fn rename(&self, lane: u16, epoch: i64, from: u64) -> Result<Renamed, Error> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Rename { lane, epoch, from, reply };
+        self.commands.send(command).await.map_err(|_| Error::Closed)?;
+        let to = answer.await.map_err(|_| Error::Closed)?;
+        Ok(Renamed { epoch, from, to })
     }
 
     /// Makes one batch of small neighbours after `after`; only for rows that were never sent. Answers how many rows

@@ -35,6 +35,7 @@ use super::{
     quarantine::Held,
     queues::{PACKED, Queues, Trimmings},
     reader::Reader,
+    renamed,
     room::Room,
     salvage, sessions,
     wear::{Governor, Meter},
@@ -185,12 +186,15 @@ fn connect_halves(
     let lanes = state
         .lanes
         .iter()
-        .map(|lane| LaneHandle {
-            number: lane.info.number,
-            settings: lane.info.settings.clone(),
-            status: lane.info.status.clone(),
+        .map(|lane| {
+            Ok(LaneHandle {
+                number: lane.info.number,
+                settings: lane.info.settings.clone(),
+                status: lane.info.status.clone(),
+                renamed: renamed::load(&db, lane.info.number)?,
+            })
         })
-        .collect();
+        .collect::<Result<_, Error>>()?;
     let read = connect(plan, path)?;
     read.execute_batch("PRAGMA query_only=ON")?;
     let (commands, inbox) = mpsc::channel(COMMANDS);

@@ -15,7 +15,7 @@ use tributary_shared::record::{Batch, mqtt::header};
 use super::{Error, lane_start, outbound::unsigned, pages, reader::UNPACKED_MAX};
 
 /// Tables copied row by row, with the order that lets both ends be read when the middle is broken.
-const TABLES: [(&str, &str); 11] = [
+const TABLES: [(&str, &str); 12] = [
     ("lane", "number"),
     ("session", "id"),
     ("subscription", "session, filter"),
@@ -27,6 +27,7 @@ const TABLES: [(&str, &str); 11] = [
     ("part", "batch, s"),
     ("observed", "one"),
     ("seen", "lane, id"),
+    ("renamed", "number"),
 ];
 
 /// Lane numbers that are looked for even if the table of lanes cannot be read.

@@ -10,6 +10,7 @@ mod pace;
 mod plan;
 mod poison;
 mod progress;
+mod renamed;
 pub mod sending;
 mod share;
 mod stream;

@@ -24,8 +24,9 @@ use std::{
 use super::{
     Settings,
     pace::{Line, Stamp},
-    plan::{Shape, plan},
+    plan::{Shape, Unsendable, plan},
     poison::{Poison, Verdict},
+    renamed::Names,
     share::{LaneShare, Share},
     stream::Stream,
     window::Entry,
@@ -33,7 +34,7 @@ use super::{
 use crate::{
     lane,
     link::{Answer, Upload, Welcome},
-    store::{Mark, OutboundRow},
+    store::{Mark, OutboundRow, Renamed},
 };
 
 /// Bytes a second of a line that is still waited for.
@@ -83,6 +84,13 @@ pub enum Step {
     TellAhead(u64, Mark),
     /// Begin a new epoch, and give the last row before it to [`Sending::fresh_after`].
     NewEpoch,
+    /// Give the sequences of an epoch from this one on another name, and say it to [`Sending::renamed`].
+    Rename {
+        /// Epoch.
+        epoch: i64,
+        /// Sequence.
+        from: u64,
+    },
     /// Say [`Sending::paused`] until when nothing is sent: the cloud cannot take more, and said so with this code.
     Backoff(u8),
     /// Tell people.
@@ -158,6 +166,13 @@ pub enum Note {
         code: u8,
         /// Until the next may be given up.
         wait: Duration,
+    },
+    /// Another gateway uses an epoch, too; from this sequence on ours goes on under a new one.
+    Clash {
+        /// Epoch.
+        epoch: i64,
+        /// Sequence.
+        from: u64,
     },
     /// The cloud does not take a record that only says what was given up.
     GapRefused(u8),
@@ -251,6 +266,9 @@ pub struct Sending {
     told_ahead: Option<Instant>,
     give_up: Option<GiveUp>,
     notes: VecDeque<Note>,
+    names: Names,
+    /// Another gateway uses this epoch, too; from this sequence on ours is to get another name.
+    clash: Option<(i64, u64)>,
     /// The last connection showed something new.
     progress: bool,
     done: Done,
@@ -282,9 +300,18 @@ impl Sending {
             told_ahead: None,
             give_up: None,
             notes: VecDeque::new(),
+            names: Names::default(),
+            clash: None,
             progress: false,
             done: Done::default(),
         }
+    }
+
+    /// Of a lane with epochs that were given other names before.
+    #[must_use]
+    pub fn with_names(mut self, renamed: &[Renamed]) -> Self {
+        self.names = Names::new(renamed);
+        self
     }
 
     /// What is confirmed.
@@ -298,10 +325,13 @@ impl Sending {
         self.progress = false;
         let soon = self.began.is_some_and(|at| now.saturating_duration_since(at) < EPOCH_EVERY);
         let much = waiting.bytes >= BACKLOG && waiting.oldest_s >= BACKLOG_S;
-        let mut known = welcome.expect;
+        let mut known = self.names.expected(welcome.expect);
         let streams = [Some(&self.oldest), self.fresh.as_ref()].into_iter().flatten();
         for (epoch, next) in streams.filter_map(|stream| stream.reached) {
-            known.entry(epoch).or_insert(next);
+            let known = known.entry(epoch).or_insert(next);
+            if self.names.has(epoch) {
+                *known = next.max(*known);
+            }
         }
         self.open = Some(Open {
             expected: known.clone(),
@@ -335,6 +365,27 @@ impl Sending {
         }
     }
 
+    /// The cloud has other records under this epoch and the sequences of the oldest upload it has not confirmed.
+    pub fn clashed(&mut self, told: i64) {
+        let epoch = self.names.stored(told);
+        let streams = [Some(&self.oldest), self.fresh.as_ref()].into_iter().flatten();
+        let Some(from) = streams.filter_map(|stream| stream.window.first(epoch)).min() else {
+            return;
+        };
+        if let Some(open) = &mut self.open {
+            let why = "another gateway goes on from this one's memory: what waits gets a new epoch";
+            open.over.get_or_insert_with(|| why.to_owned());
+            self.clash = Some((epoch, from));
+            self.notes.push_back(Note::Clash { epoch, from });
+        }
+    }
+
+    /// What [`Step::Rename`] asked for is done.
+    pub fn renamed(&mut self, name: Renamed) {
+        self.names.add(name);
+        self.progress = true;
+    }
+
     /// Nothing is to be sent before `until`.
     pub fn paused(&mut self, until: Instant) {
         if let Some(open) = &mut self.open {
@@ -354,7 +405,7 @@ impl Sending {
         match answer {
             Answer::Done => self.confirm(),
             Answer::Expected(next) => {
-                open.known.insert(epoch, next);
+                open.known.insert(epoch, self.names.stored_seq(epoch, next));
                 open.drain = open.drain.or(Some(Drain::Rewind));
             }
             Answer::Never(_) => open.drain = open.drain.or(Some(Drain::Rewind)),
@@ -409,6 +460,10 @@ impl Sending {
         }
         if let Some(step) = self.housekeeping(now) {
             return step;
+        }
+        // Behind the mark, so that all before is told.
+        if let Some((epoch, from)) = self.clash.take() {
+            return Step::Rename { epoch, from };
         }
         let Some(open) = &mut self.open else { return IDLE };
         if let Some(why) = open.over.take() {
@@ -642,7 +697,7 @@ impl Sending {
         stream.alone = alone;
         stream.paid = false;
         stream.sent = stream.sent.max(Some(mark.id));
-        Halt::Do(Step::Send(upload))
+        Halt::Do(Step::Send(self.names.told(upload)))
     }
 
     fn plan(&mut self, which: Which, row: OutboundRow) {
@@ -657,7 +712,13 @@ impl Sending {
             historical,
         };
         let expected = open.expected.get(&row.epoch).copied();
-        let planned = plan(&row, expected, shape);
+        let planned = plan(&row, expected, shape).and_then(|mut uploads| {
+            let sealed = uploads.iter_mut().try_for_each(|upload| self.names.seal(upload));
+            sealed.map(|()| uploads).map_err(|error| Unsendable {
+                range: row.s..row.end(),
+                why: format!("damaged on disk: {error}"),
+            })
+        });
         if planned.is_ok() {
             let next = open.expected.entry(row.epoch).or_default();
             *next = row.end().max(*next);

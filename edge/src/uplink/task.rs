@@ -80,7 +80,8 @@ impl<D: Dial> Uplink<D> {
                 &lane.settings.clone().unwrap_or_default(),
                 lane.status.acked_id.get(),
                 share,
-            ),
+            )
+            .with_names(&lane.renamed),
             progress: Progress::default(),
             look: now(),
             confirmed: 0,
@@ -193,6 +194,10 @@ impl<D: Dial> Uplink<D> {
                     let last = self.store.new_epoch(self.lane.number).await?;
                     self.sending.fresh_after(last, now());
                 }
+                Step::Rename { epoch, from } => {
+                    let name = self.store.rename(self.lane.number, epoch, from).await?;
+                    self.sending.renamed(name);
+                }
                 Step::Wait { until, commits } => tokio::select! {
                     () = self.stop.cancelled() => return Ok(End::Stopped),
                     report = link.report() => self.take(report),
@@ -211,6 +216,7 @@ impl<D: Dial> Uplink<D> {
             Report::Answered(token, answer) => self.sending.answered(token, answer, now()),
             Report::Heard => self.sending.heard(now()),
             Report::RetryAfter(wait) => self.retry_after = Some(wait.min(RETRY_MAX)),
+            Report::Clash(epoch) => self.sending.clashed(epoch),
             Report::Closed { why, refused } => self.sending.closed(why, refused),
         }
     }
@@ -297,6 +303,11 @@ impl<D: Dial> Uplink<D> {
             Note::Storm { code, wait } => tracing::error!(
                 %lane, code = format!("{code:#04x}"), why = reasons::words(*code), ?wait,
                 "the cloud refuses nearly every message: check its settings; the rest waits here"
+            ),
+            Note::Clash { epoch, from } => tracing::error!(
+                %lane, epoch, from,
+                "another gateway goes on from this one's memory (a snapshot resumed twice?) and has sent other messages under its \
+                 epoch: what waits here goes under a new one; give one of the two another id"
             ),
             Note::GapRefused(code) => tracing::error!(
                 %lane, code = format!("{code:#04x}"), why = reasons::words(*code),

@@ -54,6 +54,11 @@ impl Window {
         self.entries.front().map(|entry| entry.epoch)
     }
 
+    /// The first sequence of `epoch` that is under way.
+    pub(super) fn first(&self, epoch: i64) -> Option<u64> {
+        self.entries.front().filter(|entry| entry.epoch == epoch).map(|entry| entry.range.start)
+    }
+
     /// Notes an answer; gives what it is about.
     pub(super) fn answer(&mut self, token: u64, answer: Answer) -> Option<&Entry> {
         let entry = self.entries.iter_mut().find(|entry| entry.token == Some(token))?;

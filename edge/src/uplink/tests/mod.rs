@@ -2,6 +2,7 @@
 //!
 //! Here: the cloud and the edge of the tests. The promises are in the files below.
 
+mod clash;
 mod decisions;
 mod fresh;
 mod order;
@@ -59,6 +60,8 @@ enum Act {
     Say(u8),
     /// As the rule says, after so many ms.
     Late(u64),
+    /// Another gateway was here before: its record is durable, and the connection ends.
+    Clash,
     /// Not durable; the connection ends, and this edge is to come back in a second.
     Busy,
 }
@@ -145,6 +148,18 @@ async fn serve(
                                 stream.write_all(&output).await.unwrap();
                                 break 'connection;
                             }
+                            Act::Clash => {
+                                let (epoch, s) = place(&publish);
+                                seen.lock().unwrap().next.insert(epoch, s + 1);
+                                let clash = ("clash".into(), epoch.to_string().into());
+                                let disconnect = Packet::Disconnect(Disconnect {
+                                    user_properties: vec![clash],
+                                    ..Disconnect::new(Reason::SESSION_TAKEN_OVER)
+                                });
+                                write(&disconnect, Version::V5, &mut output);
+                                stream.write_all(&output).await.unwrap();
+                                break 'connection;
+                            }
                             Act::Say(code) => Ack::new(publish.packet_id.unwrap(), Reason(code)),
                             _ => follow(&mut seen.lock().unwrap(), &publish),
                         };
@@ -203,6 +218,15 @@ fn connack(seen: &Seen, names_epochs: bool) -> Packet {
     }))
 }
 
+/// Epoch and first sequence.
+fn place(publish: &Publish) -> (i64, u64) {
+    let number = |name: &str| {
+        let found = publish.properties.user_properties.iter().find(|(key, _)| key == name);
+        found.unwrap().1.parse::<u64>().unwrap()
+    };
+    (number("ep") as i64, number("s"))
+}
+
 /// The cloud's rule (DESIGN 6).
 fn follow(seen: &mut Seen, publish: &Publish) -> Ack {
     assert_eq!((publish.qos, &*publish.topic), (Qos::AtLeastOnce, "tributary/gw1/up/normal"));
@@ -233,7 +257,9 @@ fn follow(seen: &mut Seen, publish: &Publish) -> Ack {
             seen.gaps.push((s, n, reason));
         } else {
             assert_eq!(records.len() as u64, n);
-            for record in &records {
+            for (seq, record) in (s..).zip(&records) {
+                let label = record.header("edge.seq").unwrap();
+                assert_eq!(label, seq.to_string().as_bytes(), "as the cloud is told");
                 // What follows a space makes it long.
                 let text = String::from_utf8_lossy(record.value.as_ref().unwrap()).into_owned();
                 let text = text.split(' ').next().unwrap().to_owned();
