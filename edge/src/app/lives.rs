@@ -169,7 +169,9 @@ mod tests {
         drop(journal);
         store.stop().await;
         drop(store);
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        for thread in threads {
+            thread.join().unwrap();
+        }
     }
 
     #[test]

@@ -374,7 +374,7 @@ impl Edge {
                 progress.changed().await.unwrap();
             }
         };
-        let drained = timeout(Duration::from_secs(5), drained).await;
+        let drained = timeout(Duration::from_mins(1), drained).await;
         assert!(drained.is_ok(), "not everything is confirmed: {lane:?}");
     }
 
