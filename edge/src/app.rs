@@ -11,9 +11,9 @@
 //! parts do.
 
 mod lives;
+mod upstream;
 
 use std::{
-    collections::HashMap,
     io::Write as _,
     net::SocketAddr,
     ops::ControlFlow,
@@ -38,24 +38,26 @@ use tributary_shared::{
     session::{Fanout, State},
 };
 
-use self::lives::Lives;
+use self::{
+    lives::Lives,
+    upstream::{downlink, start_uplinks},
+};
 use crate::{
     access::{Access, AccessError},
     admin,
     broker::Broker,
     config::Config,
-    downlink::{Document, Downlink, Takers},
-    enrol::{self, Identity},
+    downlink::Document,
+    enrol::Identity,
     inventory,
-    link::{Address, Batches, Caller, Care, Dial, Plain},
     listen::{self, Door},
     notify::Manager,
     own,
     pushed::{self, Compose, Pushed},
-    status::{LaneStatus, Status},
+    status::Status,
     store::{self, After, Opened, Store},
     sys,
-    uplink::{self, Format, Part, Share, Uplink},
+    uplink::Format,
 };
 
 /// Items of connections that may wait for the broker; each may hold all of one read.
@@ -283,81 +285,6 @@ fn ended_early(
         Ok(error) => error,
         Err(error) => Err(AppError::Part(format!("the {part} died: {error}"))),
     }
-}
-
-/// Who connects to the cloud, and to which; `None`: there is none.
-fn caller(config: &Config, lane: Arc<LaneStatus>) -> Result<Option<Caller>, AppError> {
-    let settings = &config.uplink;
-    let Ok(address) = Address::parse(&settings.cloud) else { return Ok(None) };
-    Ok(Some(Caller {
-        address,
-        edge_id: config.id.clone(),
-        lane: lane.name.clone(),
-        status: lane,
-        connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
-        keep_alive: Duration::from_secs(u64::from(settings.keep_alive_s)),
-        login: settings.login().map_err(AppError::Config)?,
-        identity: Identity::new(config),
-    }))
-}
-
-fn downlink(
-    config: &Config,
-    followed: HashMap<u64, u64>,
-    (broker, settings): (own::Downward, mpsc::Sender<Document>),
-    status: &Arc<Status>,
-    stop: &CancellationToken,
-) -> Result<Option<Downlink>, AppError> {
-    let Some(caller) = caller(config, Arc::default())?.filter(|_| config.downlink.enabled) else {
-        return Ok(None);
-    };
-    status.down.listening.store(true, Relaxed);
-    let (status, stop) = (status.clone(), stop.clone());
-    let settings_of = (&config.downlink, &config.uplink);
-    let takers = Takers { broker, settings };
-    Ok(Some(Downlink::new(caller, settings_of, followed, takers, status, stop)))
-}
-
-/// One task a lane.
-fn start_uplinks(
-    config: &Config,
-    store: &Store,
-    status: &Arc<Status>,
-    stop: &CancellationToken,
-) -> Result<JoinSet<Result<(), AppError>>, AppError> {
-    let mut uplinks = JoinSet::new();
-    let settings = &config.uplink;
-    let share = Share::new(settings.bytes_per_s);
-    let identity = Identity::new(config);
-    let renewing = enrol::run(identity, status.clone(), stop.clone());
-    uplinks.spawn(async move {
-        renewing.await;
-        Ok(())
-    });
-    for lane in store.lanes() {
-        let Some(caller) = caller(config, lane.status.clone())? else { return Ok(uplinks) };
-        let part = Part { store: store.clone(), lane: lane.clone(), share: share.lane() };
-        match settings.format {
-            Format::Batches => start_uplink(&mut uplinks, part, Batches(caller), settings, stop),
-            Format::Mqtt => {
-                let plain =
-                    Plain { caller, prefix: settings.prefix.clone(), care: Care::default() };
-                start_uplink(&mut uplinks, part, plain, settings, stop);
-            }
-        }
-    }
-    Ok(uplinks)
-}
-
-fn start_uplink(
-    uplinks: &mut JoinSet<Result<(), AppError>>,
-    part: Part,
-    dial: impl Dial + Sync,
-    settings: &uplink::Settings,
-    stop: &CancellationToken,
-) {
-    let uplink = Uplink::new(part, dial, settings.clone(), stop.clone());
-    uplinks.spawn(async move { uplink.run().await.map_err(AppError::from) });
 }
 
 /// Waits for the threads, so that the folder is free when this returns.

@@ -11,6 +11,8 @@
 //! In: [`Incoming`] of all connections. Out: effects on their outboxes. Change here: order and limits of what is under
 //! way. Not here: what an event means (`shared::session`), when a commit happens (`store`).
 
+mod effects;
+mod refusing;
 #[cfg(test)]
 mod tests;
 
@@ -29,15 +31,11 @@ use tributary_shared::{
     auth::Permissions,
     clock::Clock,
     connection::{Incoming, Outbox},
-    mqtt::{
-        Packet, Version,
-        packet::{Publish, Reason},
-    },
+    mqtt::{Packet, Version, packet::Reason},
     session::{
-        Change, ConnectionId, Decision, Effect, Event, IdMap, Now, Outgoing, SessionId, State,
+        Change, ConnectionId, Decision, Effect, Event, IdMap, Now, SessionId, State,
         event::LoadedEntry,
     },
-    tasks,
 };
 
 use crate::{
@@ -322,70 +320,6 @@ impl Broker {
         }
     }
 
-    /// Those whose first message can be taken now go on.
-    fn release(&mut self) {
-        let now = self.clock.now();
-        let free = |(connection, first): &(ConnectionId, &Packet)| match first {
-            Packet::Publish(publish) => self.why_not(*connection, publish).is_none(),
-            _ => true,
-        };
-        let free: Vec<_> = self.held.firsts().filter(free).map(|(found, _)| found).collect();
-        for connection in free {
-            let Some(packets) = self.held.forget(connection) else { continue };
-            self.packets(connection, packets.into_iter(), now);
-            if !self.held.has(connection)
-                && let Some(client) = self.clients.get(&connection)
-            {
-                client.outbox.resume();
-            }
-        }
-    }
-
-    /// A full lane or disk refuses before anything is decided.
-    fn verdict(&mut self, connection: ConnectionId, publish: &Publish) -> Verdict {
-        let Some(why) = self.why_not(connection, publish) else {
-            self.status.messages_in.add(1);
-            self.status.payload_in.add(publish.payload.len() as u64);
-            return Verdict::Take;
-        };
-        let version = self.clients.get(&connection).map(|client| client.version);
-        if version != Some(Version::V5) && publish.packet_id.is_some() {
-            return Verdict::Hold;
-        }
-        self.status.messages_in.add(1);
-        self.status.payload_in.add(publish.payload.len() as u64);
-        self.status.dropped(why, 1);
-        Verdict::Refuse
-    }
-
-    fn why_not(&self, connection: ConnectionId, publish: &Publish) -> Option<&'static str> {
-        if self.status.disk_full.load(Relaxed) && self.needs_room(connection, publish) {
-            return Some("disk_full");
-        }
-        (!self.refusing.is_empty() && self.is_refused(connection, publish)).then_some("lane_full")
-    }
-
-    /// It would be written. Of QoS 0 only what is retained or delayed is, while the disk is full.
-    fn needs_room(&self, connection: ConnectionId, publish: &Publish) -> bool {
-        publish.packet_id.is_some()
-            || publish.retain && !publish.payload.is_empty()
-            || self.state.destination(connection, publish).is_some_and(|to| to.delayed)
-    }
-
-    fn is_refused(&self, connection: ConnectionId, publish: &Publish) -> bool {
-        // QoS 0 has no answer; the store does not keep it in a full lane.
-        if publish.packet_id.is_none() {
-            return false;
-        }
-        // A delayed one comes when the lane may have room again, and is then treated as a will is.
-        let to = self.state.destination(connection, publish).filter(|to| !to.delayed);
-        let Some(to) = to else { return false };
-        let takes = |lane: &&LaneHandle| lane.settings.as_ref().is_some_and(|s| s.takes(&to.topic));
-        // The first lane that takes a topic has it, so a full one behind another would say no for it.
-        let first = self.store.lanes().iter().find(takes);
-        first.is_some_and(|lane| lane.status.full.load(Relaxed))
-    }
-
     fn decide(&mut self, event: Event, now: Now) {
         let before = self.out.changes.len();
         self.state.decide(event, now, &mut self.out);
@@ -417,147 +351,6 @@ impl Broker {
             }
         }
     }
-
-    /// Does an effect, or puts it in the line of those that wait. What need not wait stays behind what its connection
-    /// waits for already.
-    fn place(&mut self, effect: Effect, wait: bool, ticket: u64) {
-        let wait = wait && ticket > self.committed;
-        let Some(connection) = connection_of(&effect) else {
-            return if wait {
-                self.due.push_back((ticket, Due::Effect(effect)));
-            } else {
-                self.act(effect);
-            };
-        };
-        let Some(client) = self.clients.get_mut(&connection) else { return };
-        let last = client.waiting.back().map(|(ticket, _)| *ticket);
-        let behind = if wait { Some(ticket) } else { last };
-        let Some(ticket) = behind else { return self.act(effect) };
-        if last != Some(ticket) {
-            self.due.push_back((ticket, Due::Client(connection)));
-        }
-        client.waiting.push_back((ticket, effect));
-        self.waiting += 1;
-    }
-
-    fn act(&mut self, effect: Effect) {
-        match effect {
-            Effect::Send { connection, outgoing } => {
-                let Some(client) = self.clients.get(&connection) else { return };
-                match &outgoing {
-                    Outgoing::Publish(delivery) => {
-                        self.status.messages_out.add(1);
-                        self.status.payload_out.add(delivery.message.payload.len() as u64);
-                    }
-                    Outgoing::Packet(packet) => {
-                        if is_promise(packet) {
-                            self.status.messages_acked.add(1);
-                        }
-                    }
-                }
-                if client.outbox.send(outgoing).is_err() {
-                    self.status.dropped("slow_client", 1);
-                }
-            }
-            Effect::Close { connection, reason } => {
-                tracing::debug!(connection = connection.0, reason = reason.0, "closing");
-                if let Some(client) = self.clients.get(&connection) {
-                    client.outbox.close();
-                }
-            }
-            Effect::Load { session, from, max, bytes } => {
-                let (store, loaded) = (self.store.clone(), self.loads.0.clone());
-                tasks::spawn("load", async move {
-                    let found = store.load(session, from, max, bytes).await;
-                    // A broker that is gone needs no answer.
-                    let _gone = loaded.send((session, found)).await;
-                });
-            }
-            Effect::Dropped { why, .. } => self.status.dropped(why, 1),
-        }
-    }
-
-    /// Gives the collected changes to the store, as one group.
-    async fn hand_over(&mut self) -> Result<(), Error> {
-        if self.out.changes.is_empty() {
-            return Ok(());
-        }
-        let changes = std::mem::take(&mut self.out.changes);
-        let bytes = changes.iter().map(weight).sum();
-        let ticket = self.journal.apply(changes).await?;
-        self.under_way.push_back((ticket, bytes));
-        self.bytes += bytes;
-        Ok(())
-    }
-
-    /// What became durable may be told.
-    fn committed(&mut self) -> Result<(), Error> {
-        {
-            let progress = self.progress.borrow_and_update();
-            if let Some(error) = &progress.failed {
-                return Err(error.clone());
-            }
-            self.committed = progress.committed;
-        }
-        while let Some((_, bytes)) = self.under_way.pop_front_if(|(t, _)| *t <= self.committed) {
-            self.bytes -= bytes;
-        }
-        self.settle();
-        for (session, (messages, bytes)) in self.store.take_trimmed() {
-            self.decide(Event::Trimmed { session, messages, bytes }, self.clock.now());
-        }
-        self.release();
-        Ok(())
-    }
-
-    /// Does what no longer has to wait.
-    fn settle(&mut self) {
-        while let Some((_, due)) = self.due.pop_front_if(|(t, _)| *t <= self.committed) {
-            match due {
-                Due::Effect(effect) => self.act(effect),
-                Due::Client(connection) => self.catch_up(connection),
-                Due::Answer(done) => drop(done.send(())),
-            }
-        }
-    }
-
-    /// Does what a connection no longer has to wait for.
-    fn catch_up(&mut self, connection: ConnectionId) {
-        let Some(client) = self.clients.get_mut(&connection) else { return };
-        let mut waiting = std::mem::take(&mut client.waiting);
-        while let Some((_, effect)) = waiting.pop_front_if(|(t, _)| *t <= self.committed) {
-            self.waiting -= 1;
-            self.act(effect);
-        }
-        if let Some(client) = self.clients.get_mut(&connection) {
-            client.waiting = waiting;
-        }
-    }
-}
-
-/// PUBACK and PUBREC that say yes.
-fn is_promise(packet: &Packet) -> bool {
-    match packet {
-        Packet::PubAck(ack) | Packet::PubRec(ack) => !ack.reason.is_error(),
-        _ => false,
-    }
-}
-
-fn connection_of(effect: &Effect) -> Option<ConnectionId> {
-    match effect {
-        Effect::Send { connection, .. } | Effect::Close { connection, .. } => Some(*connection),
-        Effect::Load { .. } | Effect::Dropped { .. } => None,
-    }
-}
-
-fn weight(change: &Change) -> usize {
-    let message = match change {
-        Change::Message { message, .. } | Change::Enqueued { message, .. } => Some(message),
-        Change::Retained { message, .. } => message.as_ref(),
-        Change::Delayed(saved) => Some(&saved.message),
-        _ => None,
-    };
-    CHANGE_BYTES + message.map_or(0, |message| message.payload.len() + message.topic.len())
 }
 
 async fn at(wake: Option<time::Instant>) {

@@ -7,7 +7,7 @@ use tributary_shared::{
     connection,
     mqtt::{
         PacketId, Qos,
-        packet::{Connect, Disconnect, PublishProperties, Will},
+        packet::{Connect, Disconnect, Publish, PublishProperties, Will},
     },
     session::{self, Fanout, event::Peer},
 };

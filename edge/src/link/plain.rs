@@ -14,13 +14,11 @@
 //! uploads, or one that is refused further on in an upload would never be reached. On a long line that takes its time, so
 //! the uplink hears of single answers, too.
 //!
-//! Change here: what a message looks like to a foreign broker. Not here: TLS and what CONNECT says (`batches`).
+//! Change here: what a message looks like to a foreign broker. Not here: TLS and what CONNECT says (`batches`), what is under
+//! way (`books`), when messages go one at a time (`care`).
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+mod books;
+mod care;
 
 use bytes::Bytes;
 use rumqttc::{
@@ -33,16 +31,15 @@ use rumqttc::{
         },
     },
 };
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    time::{Instant, timeout},
-};
+use tokio::{sync::mpsc, time::timeout};
 use tributary_shared::{
     clock::wall_ms,
     record::{Batch, Record, mqtt::to_message},
     tasks, topic,
 };
 
+use self::books::{Left, Shared};
+pub use self::care::Care;
 use super::{Answer, Caller, Dial, Link, Pipe, Report, Upload, Welcome, batches};
 
 /// Messages that may be unanswered, if the broker takes as many.
@@ -60,13 +57,6 @@ const AROUND: usize = 64;
 /// MQTT 5, 3.3.2.1: longest topic.
 const TOPIC_MAX: usize = 65_535;
 
-/// The uplink hears of single answers at most so often.
-const HEARD_EVERY: Duration = Duration::from_millis(50);
-
-/// Connections in a row without an answer, after which messages go one at a time; and how many of them do, at least.
-const FRUITLESS: u32 = 3;
-const CAREFUL: usize = 256;
-
 /// Reason codes, MQTT 5, 2.4.
 const TOPIC_NAME_INVALID: u8 = 0x90;
 const PACKET_TOO_LARGE: u8 = 0x95;
@@ -81,48 +71,6 @@ pub struct Plain {
     pub prefix: String,
     /// What the connections so far were like.
     pub care: Care,
-}
-
-/// Whether messages go one at a time; shared by the connections of a lane.
-#[derive(Debug, Clone, Default)]
-pub struct Care(Arc<Mutex<Experience>>);
-
-#[derive(Debug, Default)]
-struct Experience {
-    /// Connections in a row that ended with messages under way and no upload answered.
-    fruitless: u32,
-    /// Messages that still go one at a time.
-    careful: usize,
-}
-
-impl Care {
-    fn state(&self) -> MutexGuard<'_, Experience> {
-        // Numbers only: whole whatever panicked elsewhere.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_careful(&self) -> bool {
-        self.state().careful > 0
-    }
-
-    /// An upload of so many messages was answered.
-    fn answered(&self, answer: Answer, messages: usize) {
-        let mut state = self.state();
-        state.careful = match answer {
-            Answer::Never(_) => CAREFUL,
-            _ => state.careful.saturating_sub(messages),
-        };
-    }
-
-    /// A connection ended with messages under way; `fruit`: an upload was answered before. Single messages do not count:
-    /// in a reset some answers are lost and some are not.
-    fn lost(&self, fruit: bool) {
-        let mut state = self.state();
-        state.fruitless = if fruit { 0 } else { state.fruitless + 1 };
-        if state.fruitless >= FRUITLESS {
-            state.careful = CAREFUL;
-        }
-    }
 }
 
 impl Dial for Plain {
@@ -182,116 +130,6 @@ impl Pipe for Sender {
     fn goodbye(&self) -> bool {
         self.0.try_send(Work::Goodbye).is_ok()
     }
-}
-
-/// Which message belongs to which upload: the feeder adds, the pump takes.
-#[derive(Clone)]
-struct Shared {
-    books: Arc<Mutex<Books>>,
-    /// Messages that may be given to the client.
-    room: Arc<Semaphore>,
-    care: Care,
-}
-
-#[derive(Default)]
-struct Books {
-    /// Of messages given to the client and not yet on the wire, in order.
-    given: VecDeque<(u64, OwnedSemaphorePermit)>,
-    /// By packet id.
-    sent: HashMap<u16, (u64, OwnedSemaphorePermit)>,
-    uploads: HashMap<u64, Left>,
-    /// Uploads answered on this connection.
-    reported: u64,
-    /// Room that is held back while messages go one at a time.
-    spare: usize,
-    /// When the uplink last heard of an answer.
-    heard: Option<Instant>,
-}
-
-/// What an upload still waits for.
-#[derive(Clone, Copy)]
-struct Left {
-    messages: usize,
-    /// Of so many.
-    all: usize,
-    answer: Answer,
-    gap: bool,
-}
-
-impl Shared {
-    fn new(care: Care, in_flight: usize) -> Self {
-        let spare = if care.is_careful() { in_flight - 1 } else { 0 };
-        let books = Books { spare, ..Books::default() };
-        let room = Arc::new(Semaphore::new(in_flight - spare));
-        Self { books: Arc::new(Mutex::new(books)), room, care }
-    }
-
-    /// A message with this packet id is answered.
-    fn answered(&self, id: u16, answer: Answer) -> Option<Report> {
-        let mut books = self.books();
-        let (token, _permit) = books.sent.remove(&id)?;
-        let Some(upload) = books.answered(token, answer) else {
-            let now = Instant::now();
-            let due = books.heard.is_none_or(|heard| now >= heard + HEARD_EVERY);
-            books.heard = if due { Some(now) } else { books.heard };
-            return due.then_some(Report::Heard);
-        };
-        self.care.answered(upload.answer, upload.all);
-        if !self.care.is_careful() {
-            self.room.add_permits(std::mem::take(&mut books.spare));
-        }
-        Some(report(token, upload))
-    }
-
-    fn books(&self) -> MutexGuard<'_, Books> {
-        // Each change is one call, whole whatever panicked elsewhere.
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The connection is over.
-    fn lost(&self) {
-        let books = self.books();
-        if !books.sent.is_empty() || !books.given.is_empty() {
-            self.care.lost(books.reported > 0);
-        }
-    }
-}
-
-impl Books {
-    /// One message of `token` is answered; the upload, if that settles it: the last one is, or one is refused for good. The
-    /// rest of a refused upload is not waited for, it is sent again in parts.
-    fn answered(&mut self, token: u64, answer: Answer) -> Option<Left> {
-        let left = self.uploads.get_mut(&token)?;
-        left.messages = left.messages.saturating_sub(1);
-        left.answer = worse(left.answer, answer);
-        let upload = *left;
-        if upload.messages > 0 && !matches!(upload.answer, Answer::Never(_)) {
-            return None;
-        }
-        self.uploads.remove(&token);
-        self.reported += 1;
-        Some(upload)
-    }
-}
-
-fn report(token: u64, upload: Left) -> Report {
-    if let (true, Answer::Never(code)) = (upload.gap, upload.answer) {
-        // It is known here already, in numbers and log; a broker that will not hear it is not told again for ever.
-        tracing::warn!(code, "the broker takes no message about what was given up");
-        return Report::Answered(token, Answer::Done);
-    }
-    Report::Answered(token, upload.answer)
-}
-
-/// A refusal for good says which messages to look at, whatever else there is.
-fn worse(one: Answer, other: Answer) -> Answer {
-    let rank = |answer: &Answer| match answer {
-        Answer::Done => 0,
-        Answer::Expected(_) => 1,
-        Answer::NotNow(_) => 2,
-        Answer::Never(_) => 3,
-    };
-    if rank(&other) > rank(&one) { other } else { one }
 }
 
 /// One PUBLISH.
@@ -463,92 +301,5 @@ fn note(shared: &Shared, event: Event) -> Option<Report> {
             shared.answered(ack.pkid, answer)
         }
         _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn after_connections_without_an_answer_messages_go_one_at_a_time_for_a_while() {
-        let care = Care::default();
-        for _ in 0..FRUITLESS {
-            assert!(!care.is_careful());
-            care.lost(false);
-        }
-        for _ in 0..CAREFUL / 2 {
-            assert!(care.is_careful());
-            care.answered(Answer::Done, 2);
-        }
-        assert!(!care.is_careful());
-        care.answered(Answer::Never(0x87), 2);
-        assert!(care.is_careful());
-    }
-
-    /// `n` messages of upload `token` are on the wire, with packet ids from `id` on.
-    fn send(shared: &Shared, token: u64, id: u16, n: u16) {
-        let mut books = shared.books();
-        for id in id..id + n {
-            let permit = shared.room.clone().try_acquire_owned().unwrap();
-            books.sent.insert(id, (token, permit));
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn messages_go_one_at_a_time_to_the_end_of_an_upload_and_then_as_many_as_the_broker_takes()
-     {
-        let care = Care::default();
-        (0..FRUITLESS).for_each(|_| care.lost(false));
-        let shared = Shared::new(care.clone(), 10);
-        let all = CAREFUL + 44;
-        let left = Left { messages: all, all, answer: Answer::Done, gap: false };
-        shared.books().uploads.insert(0, left);
-        let mut heard = 0;
-        for message in 1..all {
-            send(&shared, 0, 1, 1);
-            assert_eq!(shared.room.available_permits(), 0, "alone");
-            tokio::time::advance(HEARD_EVERY / 2).await;
-            match shared.answered(1, Answer::Done) {
-                Some(Report::Heard) => heard += 1,
-                None => {}
-                other => panic!("{message}: {other:?}"),
-            }
-            assert!(care.is_careful(), "{message}");
-        }
-        assert_eq!(heard, all / 2, "the uplink hears of it, but not of each");
-        send(&shared, 0, 1, 1);
-        let done = Report::Answered(0, Answer::Done);
-        assert_eq!(shared.answered(1, Answer::Done), Some(done));
-        assert_eq!((care.is_careful(), shared.room.available_permits()), (false, 10));
-    }
-
-    #[test]
-    fn a_line_that_breaks_now_and_then_is_no_reason_to_go_slowly() {
-        let care = Care::default();
-        for _ in 0..10 {
-            care.lost(false);
-            care.lost(false);
-            care.lost(true);
-        }
-        assert!(!care.is_careful());
-    }
-
-    #[test]
-    fn an_upload_is_answered_with_its_last_message_and_refused_with_the_first_that_is() {
-        let mut books = Books::default();
-        let left = Left { messages: 3, all: 3, answer: Answer::Done, gap: false };
-        books.uploads.extend([(0, left), (1, left), (2, Left { gap: true, messages: 1, ..left })]);
-        let mut answered =
-            |token, answer| books.answered(token, answer).map(|upload| report(token, upload));
-        assert_eq!(answered(0, Answer::Done), None);
-        assert_eq!(answered(0, Answer::NotNow(0x97)), None);
-        let not_now = Report::Answered(0, Answer::NotNow(0x97));
-        assert_eq!(answered(0, Answer::Done), Some(not_now));
-        let never = Report::Answered(1, Answer::Never(0x87));
-        assert_eq!(answered(1, Answer::Never(0x87)), Some(never));
-        assert_eq!(answered(1, Answer::Done), None);
-        let done = Report::Answered(2, Answer::Done);
-        assert_eq!(answered(2, Answer::Never(0x87)), Some(done));
     }
 }
