@@ -23,7 +23,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
     time::timeout,
 };
@@ -294,14 +294,17 @@ async fn close(store: Store, threads: Vec<Thread<()>>) {
     if stopped.is_err() {
         tracing::warn!("the store did not close in time; what was acknowledged is safe");
     }
-    let joined = tokio::task::spawn_blocking(move || {
+    // On a thread of its own: the runtime does not end before its own have, and a disk may hang for ever.
+    let (joined, all) = oneshot::channel();
+    std::thread::spawn(move || {
         for thread in threads {
             if thread.join().is_err() {
                 tracing::error!("a thread of the store panicked");
             }
         }
+        let _late = joined.send(());
     });
-    let _late = timeout(PART_STOP, joined).await;
+    let _late = timeout(PART_STOP, all).await;
 }
 
 /// The address of a listener, if it may be opened.

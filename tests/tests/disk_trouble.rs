@@ -131,6 +131,36 @@ fn a_full_disk_refuses_publishers_loses_nothing_and_goes_on_when_there_is_room()
 }
 
 #[test]
+fn an_edge_whose_disk_is_full_stops_when_it_is_told_to_and_has_all_that_it_acknowledged() {
+    let folder = tempfile::tempdir().expect("folder");
+    let set = ["--set", "store.max_bytes=1048576", "--set", "store.ballast_bytes=0"];
+    let mut edge = Edge::start_with(folder.path(), "gw1", None, &set);
+    let mut reader = Device::connect_with(edge.mqtt, kept("reader", Version::V5)).expect("reader");
+    reader.subscribe("t", Qos::AtLeastOnce).expect("subscribed");
+    drop(reader);
+    // 3.1.1: what finds no room is neither refused nor acknowledged.
+    let mut writer = Device::connect(edge.mqtt, "writer").expect("writer");
+    writer.set_timeout(Duration::from_secs(3)).expect("timeout");
+    let mut acked = Vec::new();
+    while let Ok(Some(_)) = writer.publish(message(noise(acked.len(), 150_000))) {
+        acked.push(noise(acked.len(), 150_000));
+        assert!(acked.len() < 20, "a store of one MiB is never full");
+    }
+    assert!(http_get(edge.admin, "/metrics").contains("tributary_disk_full 1\n"));
+    let began = Instant::now();
+    edge.process.signal("TERM");
+    while !edge.process.has_ended() {
+        assert!(began.elapsed() < Duration::from_secs(20), "it does not stop");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let edge = Edge::start(folder.path(), "gw1", None);
+    let mut reader = Device::connect_with(edge.mqtt, kept("reader", Version::V5)).expect("reader");
+    for (number, payload) in acked.iter().enumerate() {
+        assert_eq!(&reader.message().expect("a message").payload, payload, "message {number}");
+    }
+}
+
+#[test]
 fn a_disk_that_fails_acknowledges_nothing_and_the_store_is_opened_again() {
     let folder = tempfile::tempdir().expect("folder");
     let edge = Edge::start(folder.path(), "gw1", None);

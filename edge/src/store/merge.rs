@@ -1,6 +1,6 @@
 //! Many small batches into one, before they were ever sent.
 //!
-//! In: an id after which nothing was sent. Out: one new immutable batch in place of a run of rows, same sequences.
+//! In: an id after which nothing was sent, and how far that is so. Out: one new immutable batch in place of a run of rows, same sequences.
 //! Change here: what is worth merging. Not here: when (`uplink`).
 
 use bytes::Bytes;
@@ -24,16 +24,20 @@ const BYTES: usize = 128 * 1024;
 /// Fewer rows than this are not worth a write.
 const RUN_MIN: usize = 4;
 
-/// Merges the first run of small rows of a lane after `after`. Answers how many became one.
+/// Merges the first run of small rows of a lane after `after`, up to `upto`. Answers how many became one.
 pub(super) fn merge(
     db: &Connection,
     state: &mut State,
     lane: u16,
     after: u64,
+    upto: u64,
 ) -> Result<usize, Error> {
     let (most, size) = (state.settings.batch_messages, state.settings.batch_bytes);
     let Some(lane) = state.lane(lane) else { return Ok(0) };
-    let rows = outbound::read_whole(db, lane.info.number, after.max(lane.acked_id), ROWS, BYTES)?;
+    let after = after.max(lane.acked_id);
+    let mut rows = outbound::read_whole(db, lane.info.number, after, ROWS, BYTES)?;
+    // Behind it rows may be on their way.
+    rows.retain(|row| row.id <= upto);
     let Some((run, builder)) = longest_run(db, rows, most, size)? else { return Ok(0) };
     let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(0) };
     let made_ms: i64 =

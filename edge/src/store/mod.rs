@@ -131,8 +131,8 @@ pub(crate) enum Command {
     NewEpoch { lane: u16, reply: oneshot::Sender<u64> },
     /// Another gateway uses an epoch, too: its sequences from `from` on get a name of their own, which is answered.
     Rename { lane: u16, epoch: i64, from: u64, reply: oneshot::Sender<i64> },
-    /// Merge small batches of a lane after this id; answers how many rows became one.
-    Merge { lane: u16, after: u64, reply: oneshot::Sender<usize> },
+    /// Merge small batches of a lane after an id and not behind another; answers how many rows became one.
+    Merge { lane: u16, after: u64, upto: u64, reply: oneshot::Sender<usize> },
     /// Give messages of a batch up: keep their bodies in quarantine, leave a gap.
     GiveUp { id: u64, range: Range<u64>, reason: String, reply: oneshot::Sender<()> },
     /// Finish what is queued, save the totals, close.
@@ -282,11 +282,11 @@ impl Store {
         Ok(Renamed { epoch, from, to })
     }
 
-    /// Makes one batch of small neighbours after `after`; only for rows that were never sent. Answers how many rows
-    /// became one, 0 = there was nothing to merge.
-    pub async fn merge(&self, lane: u16, after: u64) -> Result<usize, Error> {
+    /// Makes one batch of small neighbours after `after`, up to `upto`; only for rows that were never sent. Answers how many
+    /// rows became one, 0 = there was nothing to merge, or the disk is full.
+    pub async fn merge(&self, lane: u16, after: u64, upto: u64) -> Result<usize, Error> {
         let (reply, answer) = oneshot::channel();
-        let command = Command::Merge { lane, after, reply };
+        let command = Command::Merge { lane, after, upto, reply };
         self.commands.send(command).await.map_err(|_| Error::Closed)?;
         answer.await.map_err(|_| Error::Closed)
     }

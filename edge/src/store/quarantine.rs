@@ -99,6 +99,8 @@ pub(super) fn give_up(
         return Ok(GivenUp::default());
     }
     queues::rescue(db, state, id)?;
+    // First, so that what is kept of it has this room where there is no other.
+    db.prepare_cached("UPDATE batch SET body = NULL WHERE id = ?1")?.execute([id as i64])?;
     let before = parts::lost(db, id)?;
     let (taken, left) = parts::cut(db, &row, &range, reason)?;
     for taken in &taken {

@@ -18,12 +18,13 @@ use std::{
 
 use rusqlite::Connection;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     time,
 };
 
 use super::{
     Command, Error, Mark, Progress, budget,
+    commit::Stop,
     ends::Ends,
     group::State,
     quarantine::Held,
@@ -87,10 +88,42 @@ pub struct Writer {
     pub(super) lock: File,
 }
 
+/// What the cloud has confirmed of each lane.
+#[derive(Debug, Default)]
+pub(super) struct Confirmed {
+    pub(super) marks: HashMap<u16, Mark>,
+    /// After which row, although not those before; and up to where.
+    pub(super) ahead: HashMap<u16, (u64, Mark)>,
+}
+
+impl Confirmed {
+    /// Takes over what a command says, in place of what was said before. Answers whether it says anything.
+    pub(super) fn add(&mut self, command: &Command) -> bool {
+        match command {
+            Command::Acked { lane, mark } => drop(self.marks.insert(*lane, *mark)),
+            Command::Ahead { lane, after, mark } => {
+                self.ahead.insert(*lane, (*after, *mark));
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// The same with what was confirmed later.
+    pub(super) fn extend(&mut self, later: Self) {
+        self.marks.extend(later.marks);
+        self.ahead.extend(later.ahead);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.marks.is_empty() && self.ahead.is_empty()
+    }
+}
+
 /// Marks that wait for a commit to ride on.
 #[derive(Default)]
 pub(super) struct Marks {
-    pub(super) waiting: HashMap<u16, Mark>,
+    pub(super) waiting: Confirmed,
     applied: Option<Instant>,
 }
 
@@ -99,12 +132,12 @@ impl Marks {
         !self.waiting.is_empty() && self.applied.is_none_or(|at| at.elapsed() >= MARK_EVERY)
     }
 
-    pub(super) fn take_if_due(&mut self) -> Vec<(u16, Mark)> {
+    pub(super) fn take_if_due(&mut self) -> Confirmed {
         if !self.due() {
-            return Vec::new();
+            return Confirmed::default();
         }
         self.applied = Some(Instant::now());
-        self.waiting.drain().collect()
+        std::mem::take(&mut self.waiting)
     }
 }
 
@@ -116,35 +149,42 @@ impl Writer {
         loop {
             let mut group = Vec::new();
             let stop = self.collect(&mut group, &marks, last).await;
-            group.retain(|command| match command {
-                Command::Acked { lane, mark } => {
-                    marks.waiting.insert(*lane, *mark);
-                    false
-                }
-                _ => true,
-            });
+            group.retain(|command| !marks.waiting.add(command));
             if stop.is_some() {
                 marks.applied = None;
             }
             last = changes(&group);
             self.look_outside();
-            if (!group.is_empty() || marks.due() || self.has_chores())
-                && let Err(error) = self.commit(group, &mut marks).await
-            {
-                tracing::error!(%error, "the store cannot commit; nothing is acknowledged any more");
-                self.progress.send_modify(|progress| progress.failed = Some(error));
-                return;
+            if !group.is_empty() || marks.due() || self.has_chores() {
+                match self.commit(group, &mut marks).await {
+                    Ok(None) => {}
+                    Ok(Some(unheard)) => {
+                        tracing::warn!(
+                            "closed while the disk is full: what waited for room was never acknowledged"
+                        );
+                        return self.end([stop.flatten(), unheard]);
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "the store cannot commit; nothing is acknowledged any more");
+                        self.progress.send_modify(|progress| progress.failed = Some(error));
+                        return;
+                    }
+                }
             }
             if let Err(error) = self.look_for_room() {
                 tracing::warn!(%error, "no look for room on the disk");
             }
             if let Some(reply) = stop {
-                self.close();
-                if let Some(reply) = reply {
-                    let _gone = reply.send(());
-                }
-                return;
+                return self.end([reply, None]);
             }
+        }
+    }
+
+    /// Closes the file, and says so to those who wait for it.
+    fn end(self, told: [Stop; 2]) {
+        self.close();
+        for reply in told.into_iter().flatten() {
+            let _gone = reply.send(());
         }
     }
 
@@ -184,7 +224,7 @@ impl Writer {
         group: &mut Vec<Command>,
         marks: &Marks,
         last: usize,
-    ) -> Option<Option<oneshot::Sender<()>>> {
+    ) -> Option<Stop> {
         let mark = (!marks.waiting.is_empty()).then(|| {
             marks.applied.map_or(Duration::ZERO, |at| MARK_EVERY.saturating_sub(at.elapsed()))
         });

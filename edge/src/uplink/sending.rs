@@ -47,7 +47,7 @@ const READ: usize = 32;
 const READ_BYTES: usize = 512 * 1024;
 
 /// The store is told a new mark at most this often.
-const MARK_EVERY: Duration = Duration::from_millis(200);
+pub(super) const MARK_EVERY: Duration = Duration::from_millis(200);
 
 /// The same for what is confirmed before older rows: each is a commit.
 const AHEAD_EVERY: Duration = Duration::from_secs(1);
@@ -420,8 +420,8 @@ impl Sending {
         }
     }
 
-    /// The row after which the store should merge what is small, before what was `read` is handed over.
-    pub fn worth_merging(&mut self, read: Read, rows: &[OutboundRow]) -> Option<u64> {
+    /// The row after which the store should merge what is small, and up to which, before what was `read` is handed over.
+    pub fn worth_merging(&mut self, read: Read, rows: &[OutboundRow]) -> Option<(u64, u64)> {
         let window = self.settings.window_batches;
         self.stream(read.which)?.worth_merging(rows, read.rows, window)
     }
@@ -496,6 +496,18 @@ impl Sending {
 
     /// What waits to be told: a mark that is due, a give-up (and before it the mark), a note.
     fn housekeeping(&mut self, now: Instant) -> Option<Step> {
+        if let Some(step) = self.confirmed(now) {
+            return Some(step);
+        }
+        if let Some(GiveUp { id, range, reason }) = self.give_up.take() {
+            return Some(Step::GiveUp { id, range, reason });
+        }
+        self.notes.pop_front().map(Step::Say)
+    }
+
+    /// A mark that is to be told the store now. Also asked for while the store is busy with another step: it may wait for
+    /// the room that only what is confirmed makes.
+    pub fn confirmed(&mut self, now: Instant) -> Option<Step> {
         let open_over = self.open.as_ref().is_some_and(|open| open.over.is_some());
         let due = self.told.is_none_or(|told| told + MARK_EVERY <= now);
         if let Some(mark) = self.mark.take_if(|_| due || open_over || self.give_up.is_some()) {
@@ -509,10 +521,7 @@ impl Sending {
             self.told_ahead = Some(now);
             return Some(Step::TellAhead(after, mark));
         }
-        if let Some(GiveUp { id, range, reason }) = self.give_up.take() {
-            return Some(Step::GiveUp { id, range, reason });
-        }
-        self.notes.pop_front().map(Step::Say)
+        None
     }
 
     /// When the oldest upload is to be answered.

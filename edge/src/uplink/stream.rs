@@ -93,20 +93,21 @@ impl Stream {
         self.ended && self.rows.is_empty() && self.uploads.is_empty() && self.window.is_empty()
     }
 
-    /// The row after which rows are worth merging, if `rows`, of which as many as `asked` were asked for, are mostly small.
+    /// The row after which rows are worth merging, and the last that may be, if `rows`, of which as many as `asked` were asked for, are mostly small.
     /// `window`: uploads that a process that ran before may have sent and not seen confirmed.
     pub(super) fn worth_merging(
         &mut self,
         rows: &[OutboundRow],
         asked: usize,
         window: usize,
-    ) -> Option<u64> {
+    ) -> Option<(u64, u64)> {
         let last = rows.iter().take(window).last().map_or(0, |row| row.id);
         let sent = *self.sent.get_or_insert(last);
         let small = |row: &&OutboundRow| {
             row.id > sent && row.body.as_ref().is_some_and(|body| body.len() < SMALL)
         };
         let mostly = rows.len() >= asked && rows.iter().filter(small).count() * 2 > asked;
-        mostly.then(|| self.cursor.max(sent))
+        // What is behind this pass is another's, and may be on its way.
+        mostly.then(|| (self.cursor.max(sent), self.upto.unwrap_or(u64::MAX)))
     }
 }

@@ -4,6 +4,7 @@
 //! Change here: how it is done. Not here: what is done (`sending`), MQTT (`link`).
 
 use std::{
+    pin::pin,
     sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant},
 };
@@ -15,7 +16,7 @@ use tributary_shared::backoff::Backoff;
 use super::{
     Settings,
     progress::{self, Line, Progress, Rates},
-    sending::{Note, Read, Sending, Step, Waiting},
+    sending::{MARK_EVERY, Note, Read, Sending, Step, Waiting},
     share::LaneShare,
 };
 use crate::{
@@ -167,15 +168,16 @@ impl<D: Dial> Uplink<D> {
                         self.sending.closed(why, None);
                     }
                 }
-                Step::Read(read) => self.read(read, commits).await?,
+                Step::Read(read) => self.read(link, read, commits).await?,
                 Step::GiveUp { id, range, reason } => {
                     tracing::error!(
                         lane = %self.lane.status.name, id, ?range, reason,
                         "messages are given up: see quarantine"
                     );
-                    self.store.give_up(id, range, reason).await?;
+                    let store = self.store.clone();
+                    self.meanwhile(link, store.give_up(id, range, reason)).await?;
                 }
-                Step::Tell(mark) => self.store.acked(self.lane.number, mark).await?,
+                step @ (Step::Tell(_) | Step::TellAhead(..)) => self.tell_store(step).await?,
                 Step::Backoff(code) => {
                     let wait = self.wait();
                     let why = reasons::words(code);
@@ -187,15 +189,14 @@ impl<D: Dial> Uplink<D> {
                 }
                 Step::Say(note) => self.say(&note),
                 Step::End { why, progress } => return Ok(End::Lost { why, progress }),
-                Step::TellAhead(after, mark) => {
-                    self.store.acked_ahead(self.lane.number, after, mark).await?;
-                }
                 Step::NewEpoch => {
-                    let last = self.store.new_epoch(self.lane.number).await?;
+                    let (store, lane) = (self.store.clone(), self.lane.number);
+                    let last = self.meanwhile(link, store.new_epoch(lane)).await?;
                     self.sending.fresh_after(last, now());
                 }
                 Step::Rename { epoch, from } => {
-                    let name = self.store.rename(self.lane.number, epoch, from).await?;
+                    let (store, lane) = (self.store.clone(), self.lane.number);
+                    let name = self.meanwhile(link, store.rename(lane, epoch, from)).await?;
                     self.sending.renamed(name);
                 }
                 Step::Wait { until, commits } => tokio::select! {
@@ -221,11 +222,46 @@ impl<D: Dial> Uplink<D> {
         }
     }
 
-    async fn read(&mut self, read: Read, commits: u64) -> Result<(), Error> {
-        let (store, lane) = (&self.store, self.lane.number);
+    /// Waits for the store. It may wait for room that only what the cloud confirms makes: that goes on meanwhile.
+    async fn meanwhile<T>(
+        &mut self,
+        link: &mut Link,
+        answer: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, End> {
+        let mut answer = pin!(answer);
+        let mut open = true;
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => return Ok(answer?),
+                () = self.stop.cancelled() => return Err(End::Stopped),
+                report = link.report(), if open => {
+                    open = !matches!(report, Report::Closed { .. });
+                    self.take(report);
+                }
+                () = sleep(MARK_EVERY) => {}
+            }
+            while let Some(step) = self.sending.confirmed(now()) {
+                self.tell_store(step).await?;
+            }
+        }
+    }
+
+    async fn tell_store(&self, step: Step) -> Result<(), Error> {
+        match step {
+            Step::Tell(mark) => self.store.acked(self.lane.number, mark).await,
+            Step::TellAhead(after, mark) => {
+                self.store.acked_ahead(self.lane.number, after, mark).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn read(&mut self, link: &mut Link, read: Read, commits: u64) -> Result<(), End> {
+        let (store, lane) = (self.store.clone(), self.lane.number);
         let mut rows = store.read_lane(lane, read.after, read.rows, read.bytes).await?;
-        if let Some(after) = self.sending.worth_merging(read, &rows)
-            && store.merge(lane, after).await? > 0
+        if let Some((after, upto)) = self.sending.worth_merging(read, &rows)
+            && self.meanwhile(link, store.merge(lane, after, upto)).await? > 0
         {
             rows = store.read_lane(lane, read.after, read.rows, read.bytes).await?;
         }

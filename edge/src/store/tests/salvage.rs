@@ -226,7 +226,7 @@ async fn an_end_that_was_noted_late_is_not_taken_for_a_loss_when_its_row_is_merg
     store.stop().await;
     fs::write(&ends, noted).unwrap();
     let store = Harness::open(&plan(dir.path()));
-    assert_eq!(store.opened.store.merge(1, 0).await.unwrap(), 8);
+    assert_eq!(store.opened.store.merge(1, 0, u64::MAX).await.unwrap(), 8);
     store.stop().await;
     let store = Harness::open(&plan(dir.path()));
     let rows = store.rows().await;

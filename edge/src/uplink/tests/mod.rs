@@ -5,6 +5,7 @@
 mod clash;
 mod decisions;
 mod fresh;
+mod full;
 mod order;
 mod plain;
 mod poison;
@@ -300,12 +301,23 @@ impl Edge {
         lane: lane::Settings,
         dial: impl FnOnce(Caller) -> D,
     ) -> Self {
+        let store = store::Settings { ballast_bytes: 0, ..store::Settings::default() };
+        Self::start_on(dir, cloud, (settings, lane), store, dial)
+    }
+
+    fn start_on<D: Dial + Sync>(
+        dir: &Path,
+        cloud: SocketAddr,
+        (settings, lane): (Settings, lane::Settings),
+        store: store::Settings,
+        dial: impl FnOnce(Caller) -> D,
+    ) -> Self {
         let status = Arc::new(Status::default());
         let plan = Plan {
             dir: dir.to_owned(),
             edge_id: "gw1".to_owned(),
             lanes: vec![lane],
-            settings: store::Settings { ballast_bytes: 0, ..store::Settings::default() },
+            settings: store,
             after: After::Start,
         };
         let opened = store::open(&plan, &status).unwrap();
@@ -343,7 +355,14 @@ impl Edge {
 
     /// The same, each so many bytes longer, which do not compress.
     async fn publish_long(&mut self, from: usize, count: usize, bytes: usize) {
-        let change = |i: usize| Change::Message {
+        let changes = (from..from + count).map(|i| Self::change(i, bytes)).collect();
+        let ticket = self.opened.journal.apply(changes).await.unwrap();
+        let mut progress = self.opened.store.progress();
+        progress.wait_for(|progress| progress.committed >= ticket).await.unwrap();
+    }
+
+    fn change(i: usize, bytes: usize) -> Change {
+        Change::Message {
             message: Arc::new(Message {
                 topic: "a/b".into(),
                 payload: Bytes::from(i.to_string() + &noise(i, bytes)),
@@ -358,11 +377,7 @@ impl Edge {
             }),
             queued: Vec::new(),
             stored: None,
-        };
-        let changes = (from..from + count).map(change).collect();
-        let ticket = self.opened.journal.apply(changes).await.unwrap();
-        let mut progress = self.opened.store.progress();
-        progress.wait_for(|progress| progress.committed >= ticket).await.unwrap();
+        }
     }
 
     /// Until the cloud has confirmed everything.

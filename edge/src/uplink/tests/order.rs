@@ -178,7 +178,8 @@ async fn a_cloud_may_take_more_or_less_at_once_with_every_connection() {
     let settings = Settings { window_batches: 64, ..Settings::default() };
     let mut edge = Edge::start_with(dir.path(), cloud.address, settings, lane::Settings::default());
     for i in 0..60 {
-        edge.publish(i, 1).await;
+        // Too long to be merged, however slowly they are sent.
+        edge.publish_long(i, 1, 3000).await;
     }
     edge.drained().await;
     edge.stop().await;
