@@ -7,6 +7,7 @@
 //! `outages link TROUBLES KILLS [SEED]`: a link that is troubled all the time. `outages link-control D|O ROUNDS`: an edge that may
 //! send twice, behind one that loses acknowledgements or swaps.
 //! `outages odd ROUNDS`: old images of the disk, cloned cards, wrong clocks. `outages snapshot`: one memory twice.
+//! `outages torn DISKS [lying]`: torn and reordered writes, by simulation; `lying`: syncs of SQLite's log count for nothing.
 //! `outages points EDGE CLOUD`: so many system calls of each at which it is killed; likewise.
 //! `outages outage MESSAGES`: an edge in 64 MiB takes so many while there is no cloud, is killed once, and drains.
 //! Exit code 2 where the machine cannot do it, 1 where a promise was not kept.
@@ -14,7 +15,7 @@
 use std::process::ExitCode;
 
 use tributary_tests::{
-    bridge::{Backlog, Odd, Plan, Trouble},
+    bridge::{Backlog, Odd, Plan, Torn, Trouble},
     outage::{Broker, Fault, Outage},
     say,
 };
@@ -52,6 +53,11 @@ fn main() -> ExitCode {
             odd(rounds).map(|all| (json(&all), all.iter().any(|(_, one)| one.is_broken())))
         }
         ["snapshot"] => Odd::snapshot().map(|one| (json(&one), one.is_broken())),
+        ["torn", disks, rest @ ..] => {
+            let seed = u64::from(std::process::id());
+            Torn::run(number(disks), *rest == ["lying"], seed)
+                .map(|torn| (json(&torn), torn.is_broken()))
+        }
         ["points", edge, cloud] => {
             let mut plan = Plan::new(0, 0).with_points(number(edge), number(cloud));
             plan.verbose = true;

@@ -153,6 +153,21 @@ impl Verdict {
     }
 }
 
+impl Verdict {
+    /// Both together.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.lost += other.lost;
+        self.duplicated += other.duplicated;
+        self.disordered += other.disordered;
+        self.strange += other.strange;
+        self.different += other.different;
+        self.back += other.back;
+        self.unequal += other.unequal;
+        self.unacked += other.unacked;
+        self.declared += other.declared;
+    }
+}
+
 /// What one reader saw.
 #[derive(Debug, Default)]
 pub struct View {

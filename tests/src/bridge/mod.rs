@@ -5,7 +5,7 @@
 //! with the devices' books. In: which faults, how many. Out: [`Outcome`]. Change here: what a round is, which faults there are.
 //! Parts: `parts` (what runs), `fault`, `points` (crash points), `proxy` (a bad link), `message` (what is sent), `load` (devices),
 //! `commands` (the way down), `readers`, `books` (the checker); `backlog` (a long outage instead of many rounds), `odd` (old
-//! images, cloned cards, wrong clocks).
+//! images, cloned cards, wrong clocks), `torn` (torn writes).
 //! Not here: sessions, queues and retained messages of one edge (`outage`); how many rounds, and what is asked (`tests/`, `bin/`).
 
 mod backlog;
@@ -21,6 +21,7 @@ mod parts;
 mod points;
 mod proxy;
 mod readers;
+mod torn;
 
 use std::{
     thread,
@@ -40,6 +41,7 @@ pub use self::{
     points::Point,
     proxy::{Proxy, Trouble},
     readers::{Live, Waiting, read_kafka},
+    torn::Torn,
 };
 use crate::{
     outage::{Disk, GATE},

@@ -295,7 +295,7 @@ impl Site {
 }
 
 /// Makes the second folder what the first is.
-fn copy(from: &Path, to: &Path) -> Result<(), String> {
+pub(super) fn copy(from: &Path, to: &Path) -> Result<(), String> {
     let copied = || {
         if to.exists() {
             fs::remove_dir_all(to)?;
