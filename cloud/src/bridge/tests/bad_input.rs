@@ -238,9 +238,14 @@ async fn what_was_sent_behind_a_clash_is_not_taken_even_if_it_is_next() {
     twin.upload("gw1", 7, 0, &[("a", "twin")]).await;
     assert_eq!(twin.ack().await.reason, Reason::SUCCESS);
     let (mut edge, _) = Edge::connect(&door, "gw1").await;
-    // All under way before the first answer; the second would be next.
-    edge.upload("gw1", 7, 0, &[("a", "0")]).await;
-    edge.upload("gw1", 7, 1, &[("a", "1")]).await;
+    // Both in one write, so that they are under way before the first answer; the second would be next.
+    let mut bytes = BytesMut::new();
+    for (seq, value) in [(0, "0"), (1, "1")] {
+        let payload = batch("gw1", 7, seq, &[("a", value)]);
+        let packet = edge.packet("gw1", 7, seq, 1, payload, None);
+        write(&packet, Version::V5, &mut bytes);
+    }
+    edge.stream.write_all(&bytes).await.unwrap();
     assert_eq!(last_words(&mut edge).await.user_properties, [(CLASH_PROPERTY.into(), "7".into())]);
     let (mut edge, _) = Edge::connect(&door, "gw1").await;
     for (seq, value) in [(0, "0"), (1, "1")] {

@@ -160,6 +160,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Edge<S> {
         payload: Bytes,
         gap: Option<&str>,
     ) {
+        let packet = self.packet(edge, epoch, seq, count, payload, gap);
+        self.send(&packet).await;
+    }
+
+    fn packet(
+        &mut self,
+        edge: &str,
+        epoch: i64,
+        seq: u64,
+        count: usize,
+        payload: Bytes,
+        gap: Option<&str>,
+    ) -> Packet {
         let mut user_properties = vec![
             ("ep".into(), epoch.to_string().into()),
             ("s".into(), seq.to_string().into()),
@@ -168,7 +181,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Edge<S> {
         user_properties.extend(gap.map(|reason| ("gap".into(), reason.into())));
         let packet_id = PacketId::new(self.next_id);
         self.next_id += 1;
-        self.send(&Packet::Publish(Publish {
+        Packet::Publish(Publish {
             qos: Qos::AtLeastOnce,
             topic: format!("tributary/{edge}/up/normal").into(),
             packet_id,
@@ -179,8 +192,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Edge<S> {
                 ..PublishProperties::default()
             },
             ..Publish::default()
-        }))
-        .await;
+        })
     }
 
     async fn ack(&mut self) -> Ack {
