@@ -291,6 +291,7 @@ impl Edge {
     }
 
     fn start_with(dir: &Path, cloud: SocketAddr, settings: Settings, lane: lane::Settings) -> Self {
+        let settings = Settings { ack_timeout_ms: 300, ..settings };
         Self::start_dialling(dir, cloud, settings, lane, Batches)
     }
 
@@ -321,8 +322,7 @@ impl Edge {
             after: After::Start,
         };
         let opened = store::open(&plan, &status).unwrap();
-        let settings =
-            Settings { ack_timeout_ms: 300, backoff_min_ms: 1, backoff_max_ms: 20, ..settings };
+        let settings = Settings { backoff_min_ms: 1, backoff_max_ms: 20, ..settings };
         let stop = CancellationToken::new();
         let part = Part {
             store: opened.store.clone(),

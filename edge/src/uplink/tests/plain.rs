@@ -51,7 +51,8 @@ async fn a_refused_message_is_found_also_where_its_batch_takes_longer_than_an_an
     let address = listener.local_addr().unwrap();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let broker = tokio::spawn(broker(listener, "55", seen.clone()));
-    let (settings, lane) = (Settings::default(), lane::Settings::default());
+    let settings = Settings { ack_timeout_ms: 300, ..Settings::default() };
+    let lane = lane::Settings::default();
     let mut edge = Edge::start_dialling(dir.path(), address, settings, lane, |caller| Plain {
         caller,
         prefix: String::new(),
