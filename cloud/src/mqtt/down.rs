@@ -49,8 +49,8 @@ fn may_have(edge: &str, common: &[String], filter: &str) -> bool {
     let mut levels = filter.split('/');
     let known = match (levels.next(), levels.next(), levels.next(), levels.next()) {
         (Some("tributary"), Some("all"), Some("settings"), None) => true,
-        (Some("tributary"), Some(name), Some("settings"), None) => name == edge,
-        (Some("tributary"), Some(name), Some("down"), _) => name == edge,
+        (Some("tributary"), Some(name), Some("settings"), None)
+        | (Some("tributary"), Some(name), Some("down"), _) => name == edge,
         _ => false,
     };
     known || common.iter().any(|common| covers(common, filter))
