@@ -155,7 +155,7 @@ fn a_wrong_start_is_one_sentence_and_an_exit_code() {
     refuses(78, &data, &["--id", "a/b"], "`id`");
     refuses(78, &data, &["--cloud", "cloud:1884"], "uplink.cloud");
     refuses(78, &data, &["--mqtt", "0.0.0.0:0"], "loopback");
-    refuses(1, &data, &["--mqtt", "nowhere"], "listen.mqtt");
+    refuses(78, &data, &["--mqtt", "nowhere"], "listen.mqtt");
     let edge = Edge::start(&data, &[]);
     refuses(1, &data, &[], "in use by another");
     refuses(
