@@ -99,7 +99,7 @@ fn failed(error: impl std::fmt::Display) -> BatchError {
 /// Reads to the end, growing as bytes come.
 fn drain(reader: impl Read, limit: usize) -> Result<Vec<u8>, BatchError> {
     let mut plain = Vec::new();
-    reader.take(limit as u64 + 1).read_to_end(&mut plain).map_err(failed)?;
+    reader.take((limit as u64).saturating_add(1)).read_to_end(&mut plain).map_err(failed)?;
     if plain.len() > limit { Err(BatchError::TooLarge(limit)) } else { Ok(plain) }
 }
 
