@@ -182,10 +182,10 @@ async fn run(
     stop: &CancellationToken,
     ready: impl FnOnce(mpsc::WeakSender<Incoming>),
 ) -> Result<(), AppError> {
-    let Opened { store, journal, restored, followed, threads } = opened;
+    let Opened { store, journal, restored, observed_ms, followed, threads } = opened;
     status.begin(store.lanes());
     inventory::clock::look(status);
-    let clock = Clock::start();
+    let clock = Clock::start().observing(observed_ms);
     let state = State::new(config.session.clone(), Fanout::AtOnce, restored, clock.now());
     let access = shown.access();
     let permissions = access.permissions();

@@ -186,7 +186,7 @@ impl Publication {
             properties: self.properties,
             publisher: None,
             received_ms: now.wall_ms,
-            expires_ms: left.map(|s| now.wall_ms.saturating_add(i64::from(s) * 1000)),
+            expires_ms: left.map(|s| now.lasting_ms.saturating_add(i64::from(s) * 1000)),
             encoded: Encoded::default(),
             place: None,
         })

@@ -10,17 +10,28 @@ use crate::session::Now;
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     started: Instant,
+    /// Lasting time at the start; `None`: the wall clock is the lasting time.
+    observed_ms: Option<i64>,
 }
 
 impl Clock {
     /// Starts counting.
     pub fn start() -> Self {
-        Self { started: Instant::now() }
+        Self { started: Instant::now(), observed_ms: None }
     }
 
-    /// Both at once. The monotonic one can be paused in tests (`tokio::time::pause`).
+    /// The same, with a lasting time that is `observed_ms` now and never jumps.
+    pub fn observing(self, observed_ms: u64) -> Self {
+        let elapsed = self.started.elapsed().as_millis() as i64;
+        let now = i64::try_from(observed_ms).unwrap_or(i64::MAX);
+        Self { observed_ms: Some(now.saturating_sub(elapsed)), ..self }
+    }
+
+    /// All at once. The monotonic one can be paused in tests (`tokio::time::pause`).
     pub fn now(&self) -> Now {
-        Now { mono_ms: self.started.elapsed().as_millis() as u64, wall_ms: wall_ms() }
+        let (mono_ms, wall_ms) = (self.started.elapsed().as_millis() as u64, wall_ms());
+        let observed = |at: i64| at.saturating_add(mono_ms as i64);
+        Now { mono_ms, wall_ms, lasting_ms: self.observed_ms.map_or(wall_ms, observed) }
     }
 
     /// When a monotonic time comes, for `tokio::time::sleep_until`.
@@ -70,6 +81,12 @@ mod tests {
         assert_eq!(clock.now().mono_ms, 1500);
         tokio::time::sleep_until(clock.instant(2000)).await;
         assert_eq!(clock.now().mono_ms, 2000);
-        assert!(clock.now().wall_ms > 1_700_000_000_000);
+        let now = clock.now();
+        assert!(now.wall_ms > 1_700_000_000_000);
+        assert_eq!(now.lasting_ms, now.wall_ms);
+        let clock = clock.observing(50);
+        assert_eq!(clock.now().lasting_ms, 50);
+        tokio::time::advance(Duration::from_millis(7)).await;
+        assert_eq!(clock.now().lasting_ms, 57);
     }
 }

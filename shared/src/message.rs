@@ -31,7 +31,7 @@ pub struct Message {
     pub publisher: Option<ByteString>,
     /// When the broker got it, ms since 1970.
     pub received_ms: i64,
-    /// When it expires, ms since 1970.
+    /// When it expires, in `session::Now::lasting_ms`; as the log has it, ms since 1970.
     pub expires_ms: Option<i64>,
     /// What all receivers' packets share, made by the codec when the first is written. `Encoded::default()`.
     pub encoded: Encoded,

@@ -127,7 +127,7 @@ async fn what_the_edge_publishes_goes_up_and_what_came_down_does_not() {
         settings: store::Settings { ballast_bytes: 0, ..store::Settings::default() },
         after: After::Start,
     };
-    let Opened { store, journal, restored, followed, threads } =
+    let Opened { store, journal, restored, followed, threads, .. } =
         store::open(&plan, &status).unwrap();
     assert!(followed.is_empty());
     let clock = Clock::start();

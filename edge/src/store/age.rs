@@ -1,4 +1,4 @@
-//! How long messages have waited, in time that the edge itself saw pass: no wall clock takes part.
+//! How long messages and sessions have waited, in time that the edge itself saw pass: no wall clock takes part.
 //!
 //! ```text
 //! observed time   grows while the edge runs; goes on over a restart within one boot (the kernel's clock since boot),
@@ -9,12 +9,13 @@
 //! longer than asked for by the time the machine was off, and never shorter.
 //!
 //! In: the time, a lane's newest row. Out: up to which row messages are too old. Pure but for its rows in the file and
-//! [`Boot::now`]. Change here: what time is. Not here: giving rows up (`budget`).
+//! [`Boot::now`]. Sessions, wills, delays and expiry go by the same time (`Now::lasting_ms`). Change here: what time is. Not here: giving rows up (`budget`).
 
 use std::{collections::VecDeque, fs, time::Duration};
 
 use rusqlite::{Connection, OptionalExtension};
 use tokio::time::Instant;
+use tributary_shared::message::Message;
 
 use super::{Error, outbound::unsigned};
 
@@ -23,6 +24,9 @@ const MARKS: u64 = 100;
 
 /// No mark is younger than this: each is a row.
 const GRAIN_MIN: Duration = Duration::from_secs(1);
+
+/// Observed time is saved with the first commit after so long.
+const SAVE_EVERY: Duration = Duration::from_mins(1);
 
 /// Which boot of the machine this is, and for how long it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +52,8 @@ pub(super) struct Observed {
     boot: Boot,
     base_ms: u64,
     began: Instant,
+    /// What the file has.
+    saved_ms: u64,
 }
 
 impl Observed {
@@ -62,14 +68,24 @@ impl Observed {
         let marked =
             db.query_row("SELECT coalesce(max(at_ms), 0) FROM seen", [], |row| unsigned(row, 0))?;
         let base_ms = resume(saved, &boot).max(marked);
-        Ok(Self { boot, base_ms, began: Instant::now() })
+        Ok(Self { boot, base_ms, began: Instant::now(), saved_ms: base_ms })
     }
 
     pub(super) fn now_ms(&self) -> u64 {
         self.base_ms + ms(self.began.elapsed())
     }
 
-    fn save(&self, db: &Connection) -> Result<(), Error> {
+    /// As part of a commit, now and then: after a power cut time goes on from here.
+    pub(super) fn save_sometimes(&mut self, db: &Connection) -> Result<(), Error> {
+        let now = self.now_ms();
+        if now < self.saved_ms + ms(SAVE_EVERY) {
+            return Ok(());
+        }
+        self.saved_ms = now;
+        self.save(db)
+    }
+
+    pub(super) fn save(&self, db: &Connection) -> Result<(), Error> {
         let since_ms = self.boot.since_ms + ms(self.began.elapsed());
         db.prepare_cached("INSERT OR REPLACE INTO observed VALUES(1, ?1, ?2, ?3)")?.execute((
             &self.boot.id,
@@ -78,6 +94,14 @@ impl Observed {
         ))?;
         Ok(())
     }
+}
+
+/// A message as it was stored, and when it expires in observed time. An earlier version stored only how long it may last:
+/// then it has that from now on.
+pub(super) fn expiring(message: Message, expires_ms: Option<i64>, now_ms: u64) -> Message {
+    let from_now = |seconds: u32| (now_ms as i64).saturating_add(i64::from(seconds) * 1000);
+    let expires_ms = expires_ms.or_else(|| message.properties.message_expiry.map(from_now));
+    Message { expires_ms, ..message }
 }
 
 /// Where observed time goes on after a start.

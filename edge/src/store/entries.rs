@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension, Row};
 use tributary_shared::{
+    message::Message,
     mqtt::{PacketId, Qos},
     session::{RestoredQueue, SessionId, action::Queued},
 };
@@ -19,9 +20,9 @@ pub(super) fn insert(
     entry: &Queued,
     batch: u64,
     place: u64,
-    bytes: usize,
+    message: &Message,
 ) -> Result<(), Error> {
-    db.prepare_cached("INSERT OR REPLACE INTO queue VALUES(?1,?2,?3,?4,?5,?6,?7,?8)")?.execute(
+    db.prepare_cached("INSERT OR REPLACE INTO queue VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9)")?.execute(
         (
             entry.session.0 as i64,
             entry.seq as i64,
@@ -30,7 +31,8 @@ pub(super) fn insert(
             flags(entry),
             entry.packet_id.map(PacketId::get),
             subs(entry),
-            bytes as i64,
+            message.weight() as i64,
+            message.expires_ms,
         ),
     )?;
     Ok(())

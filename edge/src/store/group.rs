@@ -135,11 +135,11 @@ impl<'a> Group<'a> {
                     Some(at) => Some((at.0, at.1)),
                     None => self.keep(message, !queued.is_empty())?,
                 };
-                at.map_or(Ok(()), |at| self.enqueue(queued, at, message.weight()))
+                at.map_or(Ok(()), |at| self.enqueue(queued, at, message))
             }
             Change::Enqueued { message, queued } => {
                 let at = self.append(LOCAL, message)?;
-                self.enqueue(queued, at, message.weight())
+                self.enqueue(queued, at, message)
             }
             Change::Retained { topic, message, author } => {
                 self.retained.insert(topic.clone(), (message.clone(), author.clone()));
@@ -187,7 +187,7 @@ impl<'a> Group<'a> {
         }
         for (topic, (message, author)) in std::mem::take(&mut self.retained) {
             match message {
-                Some(message) => sessions::retain(self.db, &topic, &alone(&message)?, &author)?,
+                Some(message) => sessions::retain(self.db, &topic, &message, &author)?,
                 None => sessions::forget(self.db, &topic)?,
             }
         }
@@ -204,6 +204,7 @@ impl<'a> Group<'a> {
         if trimmed > 0 {
             self.dropped.push(("queues_full", trimmed));
         }
+        self.state.observed.save_sometimes(self.db)?;
         Ok(())
     }
 
@@ -211,10 +212,10 @@ impl<'a> Group<'a> {
         &mut self,
         queued: &[Queued],
         (batch, place): (u64, u64),
-        bytes: usize,
+        message: &Message,
     ) -> Result<(), Error> {
         for entry in queued {
-            entries::insert(self.db, entry, batch, place, bytes)?;
+            entries::insert(self.db, entry, batch, place, message)?;
             self.needed.more(batch, entry.session, entry.seq);
         }
         self.state.queues.entries += queued.len() as u64;

@@ -76,6 +76,14 @@ const STEPS: &[&str] = &[
        name   INTEGER NOT NULL,
        UNIQUE(lane, epoch)
      )",
+    // When messages expire and sessions went, in observed time; before by the wall clock, which may have jumped since. NULL:
+    // a message lasts from now on, a session is away from now on. A delay below 0 is what is left of it, less 1.
+    "ALTER TABLE queue ADD COLUMN expires_ms INTEGER;
+     ALTER TABLE retained ADD COLUMN expires_ms INTEGER;
+     ALTER TABLE delayed ADD COLUMN expires_ms INTEGER;
+     UPDATE session SET disconnected_ms = NULL;
+     UPDATE delayed SET due_ms =
+       -1 - max(0, due_ms - CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER))",
 ];
 
 /// The version of this program's files.

@@ -94,6 +94,8 @@ pub struct Opened {
     pub journal: Journal,
     /// What the session core goes on from.
     pub restored: Restored,
+    /// The time that its times are of, now: `Clock::observing`.
+    pub observed_ms: u64,
     /// Next place of each partition of the cloud's log that commands came from.
     pub followed: HashMap<u64, u64>,
     /// End when the store is stopped and its handles are gone.
@@ -109,6 +111,8 @@ pub struct Prepared {
     pub journal: Journal,
     /// What the session core goes on from.
     pub restored: Restored,
+    /// The time that its times are of, now: `Clock::observing`.
+    pub observed_ms: u64,
     /// Next place of each partition of the cloud's log that commands came from.
     pub followed: HashMap<u64, u64>,
     /// Commits.
@@ -119,7 +123,8 @@ pub struct Prepared {
 
 /// Opens the store and starts its threads; blocks.
 pub fn open(plan: &Plan, status: &Arc<Status>) -> Result<Opened, Error> {
-    let Prepared { store, journal, restored, followed, writing, reading } = prepare(plan, status)?;
+    let Prepared { store, journal, restored, observed_ms, followed, writing, reading } =
+        prepare(plan, status)?;
     let thread = |cause| Error::Folder { path: plan.dir.clone(), cause: Arc::new(cause) };
     let runtime =
         || tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(thread);
@@ -134,7 +139,7 @@ pub fn open(plan: &Plan, status: &Arc<Status>) -> Result<Opened, Error> {
             .spawn(move || for_reading.block_on(reading.run()))
             .map_err(thread)?,
     ];
-    Ok(Opened { store, journal, restored, followed, threads })
+    Ok(Opened { store, journal, restored, observed_ms, followed, threads })
 }
 
 /// Opens the store without its threads; blocks.
@@ -211,6 +216,8 @@ fn connect_halves(
     let followed = followed::load(&db)?;
     state.status.disk_full.store(false, Relaxed);
     let pending = VecDeque::new();
+    let observed = state.observed.clone();
+    let observed_ms = observed.now_ms();
     let outside = db.query_row("PRAGMA data_version", [], |row| row.get(0))?;
     let writing = Writer {
         db,
@@ -236,10 +243,10 @@ fn connect_halves(
         log_bytes_max: LOG_BYTES,
         lock,
     };
-    let reading = Reader { db: read, queries: questions };
+    let reading = Reader { db: read, queries: questions, observed };
     let store = Store { commands: commands.clone(), queries, progress: watched, trimmed, lanes };
     let journal = Journal { commands, last: 0 };
-    Ok(Prepared { store, journal, restored, followed, writing, reading })
+    Ok(Prepared { store, journal, restored, observed_ms, followed, writing, reading })
 }
 
 fn load(
@@ -278,7 +285,12 @@ fn load(
     // Rows that are gone had ids too, also those that went before older ones.
     let acked =
         lanes.iter().map(|lane| lane.acked_id.max(lane.upto) - lane_start(lane.info.number)).max();
-    let restored = sessions::load(&db, seed)?;
+    let observed = Observed::load(&db, Boot::now())?;
+    // Of this boot from now on. On a full disk time goes on from before.
+    if let Err(error) = observed.save(&db) {
+        tracing::warn!(%error, "the observed time is not saved");
+    }
+    let restored = sessions::load(&db, seed, observed.now_ms())?;
     let marks = lanes.iter().map(|lane| (lane_start(lane.info.number), lane.acked_id));
     let mut queues = Queues::load(&db, marks)?;
     queues.entries = restored.sessions.iter().map(|session| session.queue.messages).sum();
@@ -292,7 +304,7 @@ fn load(
         lanes,
         queues,
         quarantine: Held::load(&db)?,
-        observed: Observed::load(&db, Boot::now())?,
+        observed,
         full: false,
     };
     state.quarantine.publish(status);

@@ -14,7 +14,11 @@ use tributary_shared::{
     session::{SessionId, event::LoadedEntry},
 };
 
-use super::{Error, Query, entries, outbound};
+use super::{
+    Error, Query,
+    age::{Observed, expiring},
+    entries, outbound,
+};
 
 /// Bytes a stored batch may unpack to; far above what `batch_bytes` allows.
 pub(super) const UNPACKED_MAX: usize = 32 * 1024 * 1024;
@@ -24,6 +28,7 @@ pub(super) const UNPACKED_MAX: usize = 32 * 1024 * 1024;
 pub struct Reader {
     pub(super) db: Connection,
     pub(super) queries: mpsc::Receiver<Query>,
+    pub(super) observed: Observed,
 }
 
 impl Reader {
@@ -37,7 +42,13 @@ impl Reader {
                     let _gone = reply.send(outbound::read(&self.db, lane, after, rows, bytes));
                 }
                 Query::Queue { session, from, max, bytes, reply } => {
-                    let found = load_whole(&self.db, &mut last, session, from, max, bytes);
+                    let found = load_whole(
+                        &self.db,
+                        &mut last,
+                        (session, from),
+                        (max, bytes),
+                        self.observed.now_ms(),
+                    );
                     let _gone = reply.send(found);
                 }
             }
@@ -49,13 +60,12 @@ impl Reader {
 fn load_whole(
     db: &Connection,
     last: &mut Last,
-    session: SessionId,
-    from: u64,
-    max: usize,
-    bytes: usize,
+    (session, from): (SessionId, u64),
+    (max, bytes): (usize, usize),
+    now_ms: u64,
 ) -> Result<(Vec<LoadedEntry>, bool), Error> {
     let transaction = db.unchecked_transaction()?;
-    let found = load(db, last, session, from, max, bytes);
+    let found = load(db, last, (session, from), (max, bytes), now_ms);
     transaction.finish()?;
     found
 }
@@ -66,19 +76,18 @@ type Last = Option<(u64, Vec<Record>)>;
 fn load(
     db: &Connection,
     last: &mut Last,
-    session: SessionId,
-    from: u64,
-    max: usize,
-    bytes: usize,
+    (session, from): (SessionId, u64),
+    (max, bytes): (usize, usize),
+    now_ms: u64,
 ) -> Result<(Vec<LoadedEntry>, bool), Error> {
     let mut found = db.prepare_cached(
-        "SELECT seq, flags, packet_id, subs, batch, place FROM queue
+        "SELECT seq, flags, packet_id, subs, batch, place, expires_ms FROM queue
          WHERE session = ?1 AND seq >= ?2 ORDER BY seq LIMIT ?3",
     )?;
     let rows = found
         .query_map([session.0 as i64, from as i64, max.saturating_add(1) as i64], |row| {
             let at = (outbound::unsigned(row, 4)?, row.get::<_, i64>(5)? as usize);
-            Ok((entries::from_row(row, session)?, at))
+            Ok((entries::from_row(row, session)?, at, row.get(6)?))
         })?
         .collect::<Result<Vec<_>, _>>()?;
     let complete = rows.len() <= max;
@@ -86,10 +95,11 @@ fn load(
     let mut size = 0;
     let mut known: HashMap<(u64, usize), Arc<Message>> = HashMap::new();
     let total = rows.len().min(max);
-    for (queued, (batch, place)) in rows.into_iter().take(max) {
+    for (queued, (batch, place), expires_ms) in rows.into_iter().take(max) {
         let message = match known.get(&(batch, place)) {
             Some(message) => Some(message.clone()),
-            None => message(db, last, batch, place)?.map(Arc::new),
+            None => message(db, last, batch, place)?
+                .map(|message| Arc::new(expiring(message, expires_ms, now_ms))),
         };
         if let Some(message) = &message {
             size += message.payload.len() + message.topic.len();

@@ -20,7 +20,7 @@ use tributary_shared::{
     },
 };
 
-use super::{Error, entries, group, outbound::unsigned};
+use super::{Error, age::expiring, entries, group, outbound::unsigned};
 
 /// Stores a session.
 pub(super) fn save(db: &Connection, session: &SavedSession) -> Result<(), Error> {
@@ -95,11 +95,14 @@ pub(super) fn released(db: &Connection, session: SessionId, id: PacketId) -> Res
 pub(super) fn retain(
     db: &Connection,
     topic: &str,
-    body: &[u8],
+    message: &Message,
     author: &Author,
 ) -> Result<(), Error> {
-    db.prepare_cached("INSERT OR REPLACE INTO retained(topic, body, author) VALUES(?1,?2,?3)")?
-        .execute((topic, body, author_column(author)))?;
+    let body = group::alone(message)?;
+    db.prepare_cached(
+        "INSERT OR REPLACE INTO retained(topic, body, author, expires_ms) VALUES(?1,?2,?3,?4)",
+    )?
+    .execute((topic, &body[..], author_column(author), message.expires_ms))?;
     Ok(())
 }
 
@@ -122,11 +125,12 @@ fn author_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Author> {
 /// Stores a message that is published later.
 pub(super) fn delay(db: &Connection, saved: &SavedDelayed) -> Result<(), Error> {
     let body = group::alone(&saved.message)?;
-    db.prepare_cached("INSERT OR REPLACE INTO delayed VALUES(?1,?2,?3,?4)")?.execute((
+    db.prepare_cached("INSERT OR REPLACE INTO delayed VALUES(?1,?2,?3,?4,?5)")?.execute((
         saved.number as i64,
         saved.due_ms,
         author_column(&saved.author),
         &body[..],
+        saved.message.expires_ms,
     ))?;
     Ok(())
 }
@@ -144,7 +148,7 @@ pub(super) fn forget(db: &Connection, topic: &str) -> Result<(), Error> {
 }
 
 /// Everything, for a start. A retained message or will whose bytes are damaged is left out and logged.
-pub(super) fn load(db: &Connection, seed: u64) -> Result<Restored, Error> {
+pub(super) fn load(db: &Connection, seed: u64, now_ms: u64) -> Result<Restored, Error> {
     let mut received: HashMap<SessionId, Vec<PacketId>> = HashMap::new();
     for (session, id) in load_received(db)? {
         received.entry(session).or_default().push(id);
@@ -158,8 +162,8 @@ pub(super) fn load(db: &Connection, seed: u64) -> Result<Restored, Error> {
     Ok(Restored {
         sessions: sessions.collect(),
         subscriptions: load_subscriptions(db)?,
-        retained: load_retained(db)?,
-        delayed: load_delayed(db)?,
+        retained: load_retained(db, now_ms)?,
+        delayed: load_delayed(db, now_ms)?,
         next_session: 0,
         seed,
     })
@@ -230,30 +234,36 @@ fn load_received(db: &Connection) -> Result<Vec<(SessionId, PacketId)>, Error> {
     Ok(rows.into_iter().filter_map(|(s, id)| Some((s, PacketId::new(id)?))).collect())
 }
 
-fn load_retained(db: &Connection) -> Result<Vec<(Arc<Message>, Author)>, Error> {
-    let mut found = db.prepare("SELECT body, author FROM retained")?;
-    let rows = found.query_map([], |row| Ok((row.get::<_, Vec<u8>>(0)?, author_of(row, 1)?)))?;
+fn load_retained(db: &Connection, now_ms: u64) -> Result<Vec<(Arc<Message>, Author)>, Error> {
+    let mut found = db.prepare("SELECT body, author, expires_ms FROM retained")?;
+    let rows = found
+        .query_map([], |row| Ok((row.get::<_, Vec<u8>>(0)?, author_of(row, 1)?, row.get(2)?)))?;
     let mut out = Vec::new();
     for row in rows {
-        let (body, author) = row?;
-        out.extend(readable("retained message", body).map(|message| (Arc::new(message), author)));
+        let (body, author, expires_ms) = row?;
+        let message = readable("retained message", body);
+        out.extend(
+            message.map(|message| (Arc::new(expiring(message, expires_ms, now_ms)), author)),
+        );
     }
     Ok(out)
 }
 
-fn load_delayed(db: &Connection) -> Result<Vec<SavedDelayed>, Error> {
-    let mut found = db.prepare("SELECT number, due_ms, author, body FROM delayed")?;
+fn load_delayed(db: &Connection, now_ms: u64) -> Result<Vec<SavedDelayed>, Error> {
+    let mut found = db.prepare("SELECT number, due_ms, author, body, expires_ms FROM delayed")?;
     let rows = found.query_map([], |row| {
         let due_ms: i64 = row.get(1)?;
-        Ok((unsigned(row, 0)?, due_ms, author_of(row, 2)?, row.get::<_, Vec<u8>>(3)?))
+        let due_ms = if due_ms < 0 { now_ms as i64 - due_ms - 1 } else { due_ms };
+        let body: Vec<u8> = row.get(3)?;
+        Ok((unsigned(row, 0)?, due_ms, author_of(row, 2)?, body, row.get(4)?))
     })?;
     let mut out = Vec::new();
     for row in rows {
-        let (number, due_ms, author, body) = row?;
+        let (number, due_ms, author, body, expires_ms) = row?;
         out.extend(readable("delayed message", body).map(|message| SavedDelayed {
             number,
             due_ms,
-            message: Arc::new(message),
+            message: Arc::new(expiring(message, expires_ms, now_ms)),
             author,
         }));
     }

@@ -330,8 +330,9 @@ impl Writer {
 
     fn close(mut self) {
         let saved = self.state.lanes.iter_mut().try_for_each(|lane| lane.save(&self.db));
+        let saved = saved.and_then(|()| self.state.observed.save(&self.db));
         if let Err(error) = saved {
-            tracing::warn!(%error, "totals of the lanes were not saved; the next start counts again");
+            tracing::warn!(%error, "totals of the lanes, or the time, were not saved; the next start counts again");
         }
         let Self { db, lock, .. } = self;
         if let Err((_, error)) = db.close() {

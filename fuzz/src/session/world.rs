@@ -44,7 +44,11 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(settings: Settings) -> Self {
-        let now = Now { mono_ms: 1_000_000, wall_ms: 1_700_000_000_000 };
+        let now = Now {
+            mono_ms: 1_000_000,
+            wall_ms: 1_700_000_000_000,
+            lasting_ms: 1_700_000_000_000,
+        };
         let store = Store::default();
         Self {
             state: State::new(settings.clone(), Fanout::AtOnce, store.restored(), now),
@@ -222,6 +226,7 @@ impl World {
         let end = self.now.mono_ms + seconds * 1000;
         self.ticks(end);
         self.now.wall_ms += (end - self.now.mono_ms) as i64;
+        self.now.lasting_ms += (end - self.now.mono_ms) as i64;
         self.now.mono_ms = end;
         self.event(Event::Tick);
         self.ticks(end);
@@ -232,6 +237,7 @@ impl World {
             let Some(at) = self.wake_ms.filter(|at| *at <= end) else { return };
             let at = at.max(self.now.mono_ms);
             self.now.wall_ms += (at - self.now.mono_ms) as i64;
+            self.now.lasting_ms += (at - self.now.mono_ms) as i64;
             self.now.mono_ms = at;
             self.event(Event::Tick);
         }

@@ -143,7 +143,7 @@ pub enum Author {
 pub struct SavedDelayed {
     /// Unique among those that wait.
     pub number: u64,
-    /// Wall ms when it is due.
+    /// When it is due, in `Now::lasting_ms`.
     pub due_ms: i64,
     /// It, with the topic it goes to.
     pub message: Arc<Message>,
@@ -162,9 +162,9 @@ pub struct SavedSession {
     pub principal: Option<ByteString>,
     /// Seconds after the connection ends; `u32::MAX` = never.
     pub expiry_s: u32,
-    /// Wall ms when the connection ended; `None` = connected (after a restart: ended at the restart).
+    /// `Now::lasting_ms` when the connection ended; `None` = connected (after a restart: ended at the restart).
     pub disconnected_ms: Option<i64>,
-    /// Will that is still to be published, with wall ms when it is due once disconnected.
+    /// Will that is still to be published.
     pub will: Option<crate::mqtt::packet::Will>,
     /// Next queue seq to give out.
     pub next_seq: u64,

@@ -131,7 +131,7 @@ impl State {
         };
         let (message, number) = (Arc::new(message.unshared()), self.delayed.next);
         let delay_ms = u64::from(delay_s) * 1000;
-        let due_ms = now.wall_ms.saturating_add(delay_ms as i64);
+        let due_ms = now.lasting_ms.saturating_add(delay_ms as i64);
         out.changes.push(Change::Delayed(SavedDelayed {
             number,
             due_ms,
@@ -141,9 +141,9 @@ impl State {
         self.delayed.insert(number, now.mono_ms + delay_ms, message, author);
     }
 
-    /// Takes up what was stored. A clock that went back makes nobody wait for longer than the longest delay.
+    /// Takes up what was stored. Time that went back makes nobody wait for longer than the longest delay.
     pub(super) fn restore_delayed(&mut self, saved: SavedDelayed, now: Now) {
-        let left = u64::try_from(saved.due_ms.saturating_sub(now.wall_ms)).unwrap_or(0);
+        let left = u64::try_from(saved.due_ms.saturating_sub(now.lasting_ms)).unwrap_or(0);
         let left = left.min(u64::from(self.settings.delayed_s) * 1000);
         self.delayed.insert(saved.number, now.mono_ms + left, saved.message, saved.author);
     }
@@ -161,7 +161,7 @@ impl State {
                     why: "not_authorized",
                     count: 1,
                 });
-            } else if message.expires_ms.is_some_and(|at| at <= now.wall_ms) {
+            } else if message.expires_ms.is_some_and(|at| at <= now.lasting_ms) {
                 out.effects.push(Effect::Dropped { session: None, why: "expired", count: 1 });
             } else {
                 // As old as its publication, for whoever goes by age; what counts from there is what is left.

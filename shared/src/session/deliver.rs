@@ -50,7 +50,7 @@ impl Session {
         out: &mut Decision,
     ) -> Option<Queued> {
         let message = offer.message;
-        if message.expires_ms.is_some_and(|at| at <= now.wall_ms) {
+        if message.expires_ms.is_some_and(|at| at <= now.lasting_ms) {
             self.dropped("expired", out);
             return None;
         }
@@ -135,7 +135,7 @@ impl Session {
         while let Some(front) = self.queue.waiting.front() {
             let again = front.packet_id.is_some();
             let bytes = front.bytes();
-            if !again && front.message.expires_ms.is_some_and(|at| at <= now.wall_ms) {
+            if !again && front.message.expires_ms.is_some_and(|at| at <= now.lasting_ms) {
                 self.drop_waiting("expired", out);
                 continue;
             }
@@ -291,6 +291,6 @@ fn delivery(entry: &Entry, dup: bool, now: Now) -> Delivery {
 
 /// What is left of the expiry, rounded up (MQTT-3.3.2-6).
 pub(super) fn expiry_s(message: &Message, now: Now) -> Option<u32> {
-    let left_ms = message.expires_ms?.saturating_sub(now.wall_ms).max(0);
+    let left_ms = message.expires_ms?.saturating_sub(now.lasting_ms).max(0);
     Some(u32::try_from((left_ms.saturating_add(999)) / 1000).unwrap_or(u32::MAX))
 }

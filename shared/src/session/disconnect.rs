@@ -78,7 +78,7 @@ impl State {
         if session.expiry_s == 0 {
             return self.end_session(id, now, out);
         }
-        session.disconnected_ms = Some(now.wall_ms);
+        session.disconnected_ms = Some(now.lasting_ms);
         let at = now.mono_ms;
         session.ends = ends_after(session.expiry_s, at);
         session.will_due = session.will.as_ref().map(|will| at + u64::from(will.delay) * 1000);

@@ -24,8 +24,11 @@ pub struct SessionId(pub u64);
 pub struct Now {
     /// Monotonic ms since the process started: timers.
     pub mono_ms: u64,
-    /// Wall clock, ms since 1970: message times and expiry.
+    /// Wall clock, ms since 1970: the times of messages. May jump.
     pub wall_ms: i64,
+    /// Ms of a time that goes on over restarts: sessions, messages, delays end by it. Servers: the wall clock. The edge: what it
+    /// saw pass, which no clock can make jump.
+    pub lasting_ms: i64,
 }
 
 /// Who is at the other end, established before the event is made.

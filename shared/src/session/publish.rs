@@ -205,9 +205,9 @@ fn message(publish: Publish, publisher: ByteString, now: Now) -> Message {
     }
 }
 
-/// Wall ms when a message published now expires.
+/// When, in [`Now::lasting_ms`], a message published now expires.
 pub(super) fn expires_ms(expiry_s: Option<u32>, now: Now) -> Option<i64> {
-    expiry_s.map(|seconds| now.wall_ms.saturating_add(i64::from(seconds) * 1000))
+    expiry_s.map(|seconds| now.lasting_ms.saturating_add(i64::from(seconds) * 1000))
 }
 
 /// Puts a packet on a connection's outbox.

@@ -54,7 +54,7 @@ impl State {
                 if full {
                     break;
                 }
-                if message.expires_ms.is_some_and(|at| at <= now.wall_ms) {
+                if message.expires_ms.is_some_and(|at| at <= now.lasting_ms) {
                     self.retained.remove(&message.topic);
                     let topic = message.topic.clone();
                     out.changes.push(Change::Retained {

@@ -78,9 +78,9 @@ impl State {
         let RestoredSession { saved, received, queue } = restored;
         let id = saved.session;
         self.next_session = self.next_session.max(id.0 + 1);
-        // A clock that went back gives time, it takes none.
-        let ended_ms = saved.disconnected_ms.unwrap_or(now.wall_ms);
-        let ago = u64::try_from(now.wall_ms.saturating_sub(ended_ms)).unwrap_or(0);
+        // Time that went back, as servers' may, gives time and takes none.
+        let ended_ms = saved.disconnected_ms.unwrap_or(now.lasting_ms);
+        let ago = u64::try_from(now.lasting_ms.saturating_sub(ended_ms)).unwrap_or(0);
         let after = |at: u64| now.mono_ms.saturating_add(at.saturating_sub(ago));
         let session = Session {
             id,

@@ -215,7 +215,7 @@ impl Retained {
         &self,
         after: Option<&ByteString>,
         scan: usize,
-        wall_ms: i64,
+        lasting_ms: i64,
     ) -> (Vec<ByteString>, Option<ByteString>) {
         let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded(&**after));
         let mut found = Vec::new();
@@ -223,7 +223,7 @@ impl Retained {
         let mut looked = 0;
         for (topic, kept) in self.topics.range::<str, _>((from, Bound::Unbounded)).take(scan) {
             looked += 1;
-            if kept.message.expires_ms.is_some_and(|at| at <= wall_ms) {
+            if kept.message.expires_ms.is_some_and(|at| at <= lasting_ms) {
                 found.push(topic.clone());
             }
             last = Some(topic);

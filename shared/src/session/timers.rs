@@ -143,7 +143,7 @@ impl State {
 
     fn sweep(&mut self, now: Now, out: &mut Decision) {
         let after = self.timers.swept.take();
-        let (topics, after) = self.retained.expired(after.as_ref(), SWEEP, now.wall_ms);
+        let (topics, after) = self.retained.expired(after.as_ref(), SWEEP, now.lasting_ms);
         for topic in topics {
             self.retained.remove(&topic);
             out.changes.push(Change::Retained { topic, message: None, author: Author::Host });

@@ -9,12 +9,12 @@ use super::*;
 /// Both halves as tasks, so that time is the test's.
 fn start(plan: &Plan) -> Harness {
     let status = Arc::new(Status::default());
-    let Prepared { store, journal, restored, followed, writing, reading } =
+    let Prepared { store, journal, restored, observed_ms, followed, writing, reading } =
         prepare(plan, &status).unwrap();
     tokio::task::spawn_local(writing.run());
     tokio::task::spawn_local(reading.run());
     let threads = Vec::new();
-    Harness { opened: Opened { store, journal, restored, followed, threads }, status }
+    Harness { opened: Opened { store, journal, restored, observed_ms, followed, threads }, status }
 }
 
 fn hour(dir: &Path, policy: Policy) -> Plan {
@@ -127,4 +127,79 @@ async fn a_backlog_of_before_the_limit_ages_from_the_first_start_with_it() {
             store.opened.store.stop().await;
         })
         .await;
+}
+
+#[tokio::test]
+async fn what_expires_and_who_is_away_keep_their_observed_time_over_a_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Harness::open(&plan(dir.path()));
+    let properties = PublishProperties { message_expiry: Some(60), ..PublishProperties::default() };
+    // A record's time is the wall clock's: ten years off.
+    let lasting =
+        Message { properties, expires_ms: Some(61_500), ..(*message("up/a", "m")).clone() };
+    let lasting = Arc::new(Message { received_ms: TEN_YEARS_MS, ..lasting });
+    let delayed =
+        SavedDelayed { number: 1, due_ms: 9_000, message: lasting.clone(), author: Author::Host };
+    store
+        .apply(vec![
+            Change::SessionSaved(Box::new(SavedSession {
+                disconnected_ms: Some(1_500),
+                ..session(1)
+            })),
+            Change::Message { message: lasting.clone(), queued: vec![queued(1, 1)], stored: None },
+            Change::Retained {
+                topic: "up/a".into(),
+                message: Some(lasting.clone()),
+                author: Author::Host,
+            },
+            Change::Delayed(delayed.clone()),
+        ])
+        .await;
+    store.stop().await;
+    let store = Harness::open(&plan(dir.path()));
+    assert_eq!(store.opened.restored.sessions[0].saved.disconnected_ms, Some(1_500));
+    assert_eq!(store.opened.restored.retained[0].0.expires_ms, Some(61_500));
+    assert_eq!(store.opened.restored.delayed, [delayed]);
+    let (entries, _) = store.opened.store.load(SessionId(1), 0, 9, 9_000).await.unwrap();
+    assert_eq!(entries[0].message.as_ref().unwrap().expires_ms, Some(61_500));
+    store.stop().await;
+}
+
+/// The file as the version before had it.
+fn before_lasting_times(dir: &Path, wall_ms: i64) {
+    let db = rusqlite::Connection::open(dir.join("edge.db")).unwrap();
+    for table in ["queue", "retained", "delayed"] {
+        db.execute_batch(&format!("ALTER TABLE {table} DROP COLUMN expires_ms")).unwrap();
+    }
+    db.execute("UPDATE session SET disconnected_ms = ?1", [wall_ms - TEN_YEARS_MS]).unwrap();
+    db.execute("UPDATE delayed SET due_ms = ?1", [wall_ms + 600_000]).unwrap();
+    db.execute_batch(&format!("PRAGMA user_version={}", super::super::migrate::VERSION - 1))
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_file_with_wall_clock_times_opens_and_everything_in_it_lasts_from_then_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Harness::open(&plan(dir.path()));
+    let properties = PublishProperties { message_expiry: Some(60), ..PublishProperties::default() };
+    let old = Arc::new(Message { properties, ..(*message("up/a", "m")).clone() });
+    let delayed = SavedDelayed { number: 1, due_ms: 0, message: old.clone(), author: Author::Host };
+    store
+        .apply(vec![
+            Change::SessionSaved(Box::new(SavedSession { disconnected_ms: Some(0), ..session(1) })),
+            Change::Message { message: old.clone(), queued: vec![queued(1, 1)], stored: None },
+            Change::Delayed(delayed),
+        ])
+        .await;
+    store.stop().await;
+    before_lasting_times(dir.path(), tributary_shared::clock::wall_ms());
+    let store = Harness::open(&plan(dir.path()));
+    let now = store.opened.observed_ms as i64;
+    assert_eq!(store.opened.restored.sessions[0].saved.disconnected_ms, None);
+    let left = store.opened.restored.delayed[0].due_ms - now;
+    assert!((540_000..=600_000).contains(&left), "{left}");
+    let (entries, _) = store.opened.store.load(SessionId(1), 0, 9, 9_000).await.unwrap();
+    let expires = entries[0].message.as_ref().unwrap().expires_ms.unwrap();
+    assert!(expires >= now + 60_000, "{expires} {now}");
+    store.stop().await;
 }

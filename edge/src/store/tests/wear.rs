@@ -14,7 +14,7 @@ async fn how_long(budget_gb: u64, written_gb: u64) -> [Duration; 2] {
     plan.settings.flash_budget_gb_per_day = budget_gb;
     plan.settings.commit_window_max_ms = 700;
     let status = Arc::new(Status::default());
-    let Prepared { store, journal, restored, followed, mut writing, reading } =
+    let Prepared { store, journal, restored, observed_ms, followed, mut writing, reading } =
         prepare(&plan, &status).unwrap();
     let stat = dir.path().join("stat");
     let wrote = |gb: u64| {
@@ -24,7 +24,7 @@ async fn how_long(budget_gb: u64, written_gb: u64) -> [Duration; 2] {
     writing.meter = Meter::Device(stat.clone());
     tokio::task::spawn_local(writing.run());
     tokio::task::spawn_local(reading.run());
-    let opened = Opened { store, journal, restored, followed, threads: Vec::new() };
+    let opened = Opened { store, journal, restored, observed_ms, followed, threads: Vec::new() };
     let mut store = Harness { opened, status };
     wrote(0);
     store.apply(vec![publish("up/a", "first", vec![])]).await;

@@ -8,7 +8,7 @@ use super::*;
 const CHEAP: &str =
     "$argon2id$v=19$m=256,t=2,p=1$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4";
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
-const NOW: Now = Now { mono_ms: 5, wall_ms: 1_700_000_000_000 };
+const NOW: Now = Now { mono_ms: 5, wall_ms: 1_700_000_000_000, lasting_ms: 1_700_000_000_000 };
 const ALL: [Method; 3] = [Method::Certificate, Method::Token, Method::Password];
 
 struct Folder(std::path::PathBuf);

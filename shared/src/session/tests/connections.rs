@@ -293,3 +293,31 @@ fn after_a_restart_sessions_live_on_for_what_is_left_of_their_time() {
     w.pass(11);
     assert_eq!(w.store.sessions.len(), 0);
 }
+
+// A gateway without a battery clock.
+#[test]
+fn a_wall_clock_that_jumps_ends_no_session_and_makes_no_message_or_delay_too_old() {
+    const TEN_YEARS_MS: i64 = 10 * 365 * 86_400_000;
+    for jump in [TEN_YEARS_MS, -TEN_YEARS_MS] {
+        let mut w = world();
+        let reader =
+            w.join_subscribed(Connect { session_expiry: Some(100), ..v5_kept("r") }, "#", Q1);
+        w.cut(reader);
+        let writer = w.join(v5("w"));
+        w.publish(writer, publish("t", "waits", Q1, 1));
+        w.publish(writer, publish("$delayed/50/late", "waits", Q1, 2));
+        w.pass(10);
+        w.now.wall_ms += jump;
+        w.restart();
+        w.pass(1);
+        assert_eq!(w.store.log.len(), 1, "the delayed one still waits");
+        w.pass(38);
+        assert_eq!(w.store.log.len(), 1, "the delayed one still waits");
+        w.pass(2);
+        assert_eq!(w.store.log.len(), 2);
+        assert_eq!(w.store.sessions.len(), 1);
+        assert_eq!(w.state.queued().0, 2);
+        w.pass(50);
+        assert_eq!(w.store.sessions.len(), 0, "in its time it ends");
+    }
+}

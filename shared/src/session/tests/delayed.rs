@@ -189,7 +189,7 @@ fn a_clock_that_went_back_adds_no_more_than_the_longest_delay() {
     let mut w = World::new(Settings { delayed_s: 60, ..Settings::default() }, Fanout::AtOnce);
     let writer = w.join(v5("w"));
     w.publish(writer, publish("$delayed/10/t", "x", Q1, 1));
-    w.now.wall_ms -= 1_000_000_000;
+    w.now.lasting_ms -= 1_000_000_000;
     w.restart();
     w.pass(60);
     assert_eq!(w.store.log.len(), 1);

@@ -101,7 +101,7 @@ struct Checked {
 
 impl Checked {
     fn new() -> Self {
-        let now = Now { mono_ms: 1_000, wall_ms: 1_700_000_000_000 };
+        let now = Now { mono_ms: 1_000, wall_ms: 1_700_000_000_000, lasting_ms: 1_700_000_000_000 };
         let store = Store::default();
         let settings = Settings { receive_maximum: 3, inflight_messages: 3, ..Default::default() };
         let state = State::new(settings, Fanout::AtOnce, store.restored(), now);
@@ -147,6 +147,7 @@ impl Checked {
             Step::Tick(ms) => {
                 self.now.mono_ms += ms;
                 self.now.wall_ms += ms as i64;
+                self.now.lasting_ms += ms as i64;
                 self.event(Event::Tick);
             }
         }

@@ -106,7 +106,7 @@ impl Model {
             ..Settings::default()
         };
         let store = Store::default();
-        let now = Now { mono_ms: 0, wall_ms: 1 };
+        let now = Now { mono_ms: 0, wall_ms: 1, lasting_ms: 1 };
         let client = |name: &str| Client { name: name.into(), ..Client::default() };
         let mut model = Self {
             random,
@@ -294,6 +294,7 @@ impl Model {
         }
         self.now.mono_ms += 10;
         self.now.wall_ms += 10;
+        self.now.lasting_ms += 10;
     }
 
     fn host_event(&mut self) {
@@ -318,6 +319,7 @@ impl Model {
             self.host_event();
             self.now.mono_ms += 10;
             self.now.wall_ms += 10;
+            self.now.lasting_ms += 10;
             self.decide(Event::Tick);
             (0..3).for_each(|at| self.receive(at));
             let quiet = self.effects.is_empty()
