@@ -21,6 +21,7 @@ impl Clock {
     }
 
     /// The same, with a lasting time that is `observed_ms` now and never jumps.
+    #[must_use]
     pub fn observing(self, observed_ms: u64) -> Self {
         let elapsed = self.started.elapsed().as_millis() as i64;
         let now = i64::try_from(observed_ms).unwrap_or(i64::MAX);
