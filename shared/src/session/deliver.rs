@@ -1,7 +1,7 @@
 //! A session's side of delivery: into its queue, out to its client, back from the store.
 //!
-//! Order of a queue is its seq; nothing overtakes. A packet id of a QoS 2 delivery is durable before it is sent
-//! (`wait`), or a restart could send the message again under another id.
+//! Order of a queue is its seq; nothing overtakes. That a stored session's message is sent, and its packet id, is durable
+//! before it is sent (`wait`), or a restart could send it again as if for the first time: without DUP, under another id.
 //! Not here: who gets a message (`fanout`), acknowledgements (`acknowledge`).
 
 use std::{cell::OnceCell, sync::Arc};
@@ -114,7 +114,7 @@ impl Session {
                 self.dropped("packet_too_large", out);
                 return None;
             }
-            out.wait |= self.stored && entry.qos == Qos::ExactlyOnce;
+            out.wait |= self.stored;
             let queued = self.stored.then(|| entry.queued(self.id, false));
             self.queue.push_sent(entry);
             return queued;
@@ -152,7 +152,7 @@ impl Session {
                 continue;
             }
             if self.stored && !again {
-                out.wait |= entry.qos == Qos::ExactlyOnce;
+                out.wait = true;
                 out.changes.push(Change::Inflight(entry.queued(self.id, false)));
             }
             self.queue.push_sent(entry);

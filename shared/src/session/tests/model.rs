@@ -3,7 +3,8 @@
 //! The host commits when it likes and crashes when it likes: what was decided and not committed is gone, and effects of such
 //! decisions were carried out only if they do not wait. Clients keep their own session state as the standard says.
 //! Promised: a QoS 1 message that was acknowledged reaches every subscriber; a QoS 2 message reaches each exactly once; first
-//! arrivals of a topic are in the order published; a shared group as a whole gets each QoS 1 message, and each QoS 2 message once.
+//! arrivals of a topic are in the order published; a shared group as a whole gets each QoS 1 message, and each QoS 2 message once;
+//! what a subscriber is sent again is marked as such.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -66,8 +67,12 @@ struct Client {
     /// QoS 1 and 2 of this connection that we have not acknowledged; what we announced.
     open: BTreeSet<u16>,
     receive_maximum: u16,
+    /// How often each QoS 1 message was sent to the broker.
+    sent: BTreeMap<(String, u32), u32>,
     /// Arrivals by topic.
     got: BTreeMap<String, Vec<u32>>,
+    /// How often each QoS 1 message came without DUP.
+    unmarked: BTreeMap<(String, u32), u32>,
 }
 
 struct Model {
@@ -258,6 +263,7 @@ impl Model {
         let to = if kind == 'd' { format!("{DELAYED}{topic}") } else { topic };
         let publish = publish(&to, &number.to_string(), qos, client.next_id);
         client.flows.push(Flow { publish: publish.clone(), released: false });
+        client.count_sent(&publish);
         self.send(at, Packet::Publish(publish));
     }
 
@@ -355,6 +361,12 @@ impl Model {
                     got.for_each(|got| arrived(&topic, qos, &got, count));
                 }
             }
+            for (message, sent) in &publisher.sent {
+                // Another member of a shared group has not seen it before.
+                let once = message.0.starts_with('s')
+                    || self.clients.iter().all(|one| one.unmarked.get(message) <= Some(sent));
+                assert!(once, "{message:?} came again without DUP");
+            }
         }
     }
 }
@@ -399,6 +411,9 @@ impl Client {
         let topic = delivery.message.topic.to_string();
         if delivery.qos == Q1 {
             self.open.remove(&packet_id.get());
+            if !delivery.dup {
+                *self.unmarked.entry((topic.clone(), number)).or_default() += 1;
+            }
             self.got.entry(topic).or_default().push(number);
             return vec![Packet::PubAck(ack)];
         }
@@ -414,6 +429,9 @@ impl Client {
                 assert_eq!(connack.reason, Reason::SUCCESS);
                 assert!(connack.session_present || !self.known, "the session was promised");
                 (self.known, self.joined) = (true, true);
+                for flow in self.flows.clone() {
+                    self.count_sent(&flow.publish);
+                }
                 return self.flows.iter().map(Flow::again).collect();
             }
             Packet::SubAck(_) => {}
@@ -433,6 +451,14 @@ impl Client {
             other => panic!("unexpected {other:?}"),
         }
         Vec::new()
+    }
+
+    fn count_sent(&mut self, publish: &Publish) {
+        if publish.qos == Q1 {
+            let number = std::str::from_utf8(&publish.payload).unwrap().parse().unwrap();
+            let topic = publish.topic.trim_start_matches(DELAYED).to_owned();
+            *self.sent.entry((topic, number)).or_default() += 1;
+        }
     }
 
     fn finish(&mut self, ack: &Ack, qos: Qos) {
