@@ -188,7 +188,8 @@ impl Broker {
                     changed.map_err(|_| Error::Closed)?;
                     self.committed()?;
                 }
-                Some((session, found)) = self.loads.1.recv() => {
+                // Each is a group of its own to commit: the writer hears of the cloud only while it has few (`store::commit`).
+                Some((session, found)) = self.loads.1.recv(), if room => {
                     let (entries, complete) = found?;
                     self.decide(Event::Loaded { session, entries, complete }, self.clock.now());
                 }

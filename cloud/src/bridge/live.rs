@@ -199,7 +199,7 @@ impl Live {
                 edge,
                 address,
                 "duplicate edge id: two gateways call themselves by it and end each other's connections; give one \
-                 of them another id"
+                 of them another id once its messages are here"
             );
         }
         let place = Lane {

@@ -205,7 +205,7 @@ impl State {
             let mut known = self.edges.get(&key).cloned().unwrap_or_default();
             let verdict = guard::check_edge(&known, *seq, *count, prints, *connection);
             if let (Err(LogError::EdgeClash), Some(known)) = (&verdict, self.edges.get_mut(&key)) {
-                known.refused = Some(*connection);
+                known.refuse(*connection);
             }
             if let Verdict::Repeat(()) = verdict? {
                 return Ok(Committed { base_offsets: Vec::new(), duplicate: true });

@@ -14,6 +14,9 @@ const REMEMBERED: usize = 5;
 /// the same: no edge may have more under way. 8 bytes each, in the same commit as the mark.
 pub(crate) const EDGE_BATCHES: u16 = 64;
 
+/// Connections of an edge's epoch of which nothing more is taken. Each is ended; an edge has one at a time.
+const REFUSED: usize = 8;
+
 /// Sequences run from 0 to this, then from 0 again.
 const LAST_SEQUENCE: i32 = i32::MAX;
 
@@ -117,10 +120,10 @@ pub(super) struct Edge {
     pub next: u64,
     /// When its last range came, ms since 1970. For people and for naming the newest first; nothing is decided by it.
     pub seen_ms: i64,
-    /// The connection that brought other records under known sequences. It sent more before it could be told, and of those
-    /// some may happen to be next: they are refused too, or the sender, who begins anew before them, would bring them twice.
-    /// Only in memory: connections end with their node.
-    pub refused: Option<u64>,
+    /// The last connections that brought other records under known sequences. They sent more before they could be told, and
+    /// of those some may happen to be next: they are refused too, or the sender, who begins anew before them, would bring them
+    /// twice. Only in memory: connections end with their node.
+    pub refused: VecDeque<u64>,
     /// What came last, oldest first; the last one ends at `next`.
     recent: VecDeque<Seen>,
 }
@@ -136,6 +139,14 @@ pub(super) struct Seen {
 impl Edge {
     pub(super) fn new(next: u64) -> Self {
         Self { next, ..Self::default() }
+    }
+
+    /// Nothing more is taken from this connection.
+    pub(super) fn refuse(&mut self, connection: u64) {
+        if self.refused.len() >= REFUSED {
+            self.refused.pop_front();
+        }
+        self.refused.push_back(connection);
     }
 
     /// Oldest first.
@@ -193,7 +204,7 @@ pub(super) fn check_edge(
     prints: &[u32],
     connection: u64,
 ) -> Result<Verdict<()>, LogError> {
-    if known.refused == Some(connection) {
+    if known.refused.contains(&connection) {
         return Err(LogError::EdgeClash);
     }
     let Some(end) = seq.checked_add(u64::from(count)) else {
@@ -322,7 +333,8 @@ mod tests {
         }
         let again = check_edge(&known, 0, 2, &[99, 99], 1);
         assert_eq!(again.unwrap(), Verdict::Repeat(()), "forgotten");
-        known.refused = Some(1);
+        known.refuse(1);
+        known.refuse(3);
         assert!(check_edge(&known, known.next, 1, &[1], 1).is_err(), "sent behind a clash");
         assert_eq!(check_edge(&known, known.next, 1, &[1], 2).unwrap(), Verdict::Append);
     }

@@ -122,10 +122,13 @@ impl Producer {
     }
 }
 
+/// Of [`Edge`]: 1 had no time.
+const EDGE_FORMAT: u8 = 2;
+
 impl Edge {
     pub(super) fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(17 + 8 * usize::from(EDGE_BATCHES));
-        out.put_u8(FORMAT);
+        out.put_u8(EDGE_FORMAT);
         out.put_u64(self.next);
         out.put_i64(self.seen_ms);
         for seen in self.recent() {
@@ -136,9 +139,15 @@ impl Edge {
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, LogError> {
-        let mut body = body(bytes, "edge", 16)?;
+        let timed = bytes.first() == Some(&EDGE_FORMAT);
+        let mut body = match bytes.split_first() {
+            Some((_, rest)) if timed && rest.len() >= 16 => rest,
+            _ => body(bytes, "edge", 8)?,
+        };
         let mut edge = Self::new(body.get_u64());
-        edge.seen_ms = body.get_i64();
+        if timed {
+            edge.seen_ms = body.get_i64();
+        }
         while body.remaining() >= 8 {
             edge.push(Seen { count: body.get_u32(), print: body.get_u32() });
         }
@@ -238,6 +247,17 @@ mod tests {
             deleted: false,
         };
         assert_eq!(StoredStream::decode(&stream.encode().unwrap()).unwrap(), stream);
+    }
+
+    #[test]
+    fn what_an_edge_was_known_by_before_times_were_kept_is_read() {
+        let old = [[1, 0, 0, 0, 0, 0, 0, 0, 9].as_slice(), &[0, 0, 0, 2, 0, 0, 0, 7]].concat();
+        let mut known = Edge::new(9);
+        assert_eq!(Edge::decode(&old[..9]).unwrap(), known);
+        known.push(Seen { count: 2, print: 7 });
+        assert_eq!(Edge::decode(&old).unwrap(), known);
+        assert!(Edge::decode(&old[..8]).is_err() && Edge::decode(&[3; 60]).is_err());
+        assert!(Edge::decode(&known.encode()[..16]).is_err());
     }
 
     #[test]

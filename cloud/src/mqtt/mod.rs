@@ -78,12 +78,19 @@ impl Settings {
     pub fn check_all(&self) -> Result<(), String> {
         self.session.check_all("mqtt.session")?;
         let bad = |filter: &&String| !filter::is_legal(filter) || filter.starts_with('$');
-        match self.edge_filters.iter().find(bad) {
-            Some(bad) => Err(format!(
+        if let Some(bad) = self.edge_filters.iter().find(bad) {
+            return Err(format!(
                 "`mqtt.edge_filters`: `{bad}` is no topic filter, or begins with $, as no topic of a gateway's does"
-            )),
-            None => Ok(()),
+            ));
         }
+        let wide =
+            |filter: &&String| matches!(filter.split('/').next(), Some("#" | "+" | "tributary"));
+        self.edge_filters.iter().find(wide).map_or(Ok(()), |wide| {
+            Err(format!(
+                "`mqtt.edge_filters`: `{wide}` would let a gateway read other gateways' commands and settings: begin it with a \
+                 level of your topics"
+            ))
+        })
     }
 }
 

@@ -343,7 +343,8 @@ impl<D: Dial> Uplink<D> {
             Note::Clash { epoch, from } => tracing::error!(
                 %lane, epoch, from,
                 "another gateway goes on from this one's memory (a snapshot resumed twice?) and has sent other messages under its \
-                 epoch: what waits here goes under a new one; give one of the two another id"
+                 epoch: what waits here goes under a new one; give one of the two another id once its messages \
+                 are at the cloud"
             ),
             Note::GapRefused(code) => tracing::error!(
                 %lane, code = format!("{code:#04x}"), why = reasons::words(*code),

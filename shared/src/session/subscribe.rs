@@ -42,7 +42,11 @@ impl State {
                 one.filter = self.templates.filter(session.who(), one.filter);
             }
             let outcome = match refused.get(at).copied().flatten() {
-                Some(reason) => Err(reason),
+                Some(reason) => {
+                    // Nor may it keep what it got before the host refused it.
+                    let _none = self.unsubscribe_one(id, &one.filter, out);
+                    Err(reason)
+                }
                 None if at >= self.settings.filters => Err(Reason::QUOTA_EXCEEDED),
                 None => {
                     self.subscribe_one(id, one, subscribe.subscription_id, &mut older, now, out)

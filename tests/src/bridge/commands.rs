@@ -3,20 +3,15 @@
 //! Holds: [`Commands`]: an operator at the cloud and one valve behind the gateway, which is away until the end. The commands
 //! are checked like everything that goes up (`books`). Not here: commands over AMQP and Kafka, expiry (`tests/downlink.rs`).
 
-use std::{
-    thread::JoinHandle,
-    time::{Duration, Instant},
-};
+use std::thread::JoinHandle;
 
 use tributary_shared::mqtt::{Packet, Qos, Reason, packet::Ack};
 
 use super::{Publisher, Station, Verdict, books::View};
-use crate::{Cloud, Device, Edge, http_get};
+use crate::{Cloud, Device, Edge, http_get, process::until};
 
 /// At the edge, and at the cloud for that gateway.
 const TOPICS: [&str; 2] = ["valve", "tributary/gw1/down/valve"];
-/// How long the gateway may take until it listens.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Commands under way at once.
 const WINDOW: usize = 4;
 
@@ -30,13 +25,10 @@ pub(super) struct Commands {
 impl Commands {
     /// The valve's session, and an operator who has nothing to send yet.
     pub(super) fn start(cloud: &Cloud, edge: &Edge) -> Self {
-        let deadline = Instant::now() + PATIENCE;
         let mut valve = Device::connect_persistent(edge.mqtt, "valve").expect("a session");
         valve.subscribe(TOPICS[0], Qos::AtLeastOnce).expect("subscribed");
         // Until the gateway listens, a command is for nobody. One subscription is a reader's.
-        while subscriptions(cloud) < 2 {
-            assert!(Instant::now() < deadline, "the gateway never listens");
-        }
+        until("the gateway listens", || subscriptions(cloud) >= 2);
         let station: &'static Station = Box::leak(Box::default());
         let (mut operator, mqtt) = (publisher("operator"), cloud.mqtt);
         let operator = Some(std::thread::spawn(move || operator.run(mqtt, station)));

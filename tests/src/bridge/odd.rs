@@ -8,8 +8,7 @@ use std::{
     fs,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rdkafka::Message as _;
@@ -26,6 +25,7 @@ use crate::{
     Cloud, Device, Edge, http_get,
     kafka::Reader,
     outage::preload::{clock_library, same_numbers_library},
+    process::until,
     random::Random,
 };
 
@@ -255,16 +255,14 @@ impl Site {
 
     /// Waits until the cloud shows this alarm.
     fn alarm(&mut self, words: &str) {
-        let deadline = Instant::now() + PATIENCE;
-        while !self.alarms.iter().any(|alarm| alarm == words) {
+        until(words, || {
             let page = http_get(self.cloud.admin, "/api/edges");
-            assert!(Instant::now() < deadline, "no alarm `{words}`: {page}");
             let said: Value = serde_json::from_str(&page).expect("json");
             let alarms = said["edges"][0]["alarms"].as_array().cloned().unwrap_or_default();
-            let words = alarms.iter().filter_map(|alarm| alarm.as_str().map(str::to_owned));
-            self.alarms = words.collect();
-            thread::yield_now();
-        }
+            let said_words = alarms.iter().filter_map(|alarm| alarm.as_str().map(str::to_owned));
+            self.alarms = said_words.collect();
+            self.alarms.iter().any(|alarm| alarm == words)
+        });
     }
 
     /// Every record has a time that can be true.

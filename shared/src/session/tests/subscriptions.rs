@@ -46,6 +46,12 @@ fn filters_that_the_host_refuses_are_answered_by_themselves() {
         w.event(Event::RefusedFilters { connection, subscribe, refused });
         w.expect(connection, &[line]);
         assert_eq!(w.state.stats().subscriptions, 2);
+        let filters = ["a"].map(filter).into();
+        let (packet_id, user_properties) = (id(2), Vec::new());
+        let again = Subscribe { packet_id, filters, subscription_id: None, user_properties };
+        let refused = vec![Some(Reason::NOT_AUTHORIZED)];
+        w.event(Event::RefusedFilters { connection, subscribe: Box::new(again), refused });
+        assert_eq!(w.state.stats().subscriptions, 1, "what it had before is taken from it");
     }
 }
 
