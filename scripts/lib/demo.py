@@ -144,6 +144,8 @@ class Device:
         )
         self.client.reconnect_delay_set(1, 2)
         self.client.on_connect = lambda client, *_: client.subscribe(f"commands/{name}", qos=1)
+        self.listening = threading.Event()
+        self.client.on_subscribe = lambda *_: self.listening.set()
         self.client.on_message = lambda client, userdata, message: self.commands.add(int(message.payload))
         self.client.on_publish = self.on_publish
         self.client.on_disconnect = self.on_disconnect
@@ -359,6 +361,9 @@ class Demo:
             for number in range(self.options.devices // len(CITIES)):
                 start = number * 311 % len(rows)
                 self.devices.append(Device(f"{city}-{number:02}", city, rows[start:] + rows[:start], self.edges[city]))
+        for device in self.devices:
+            if not device.listening.wait(30):
+                sys.exit(f"demo: {device.name} was not subscribed within 30 seconds")
 
     def view(self):
         edges = []
