@@ -88,8 +88,11 @@ impl Load {
         home: ShardId,
     ) -> Result<HashMap<u64, bytes::Bytes>, LogError> {
         let prefix = session_key(kind::INFLIGHT, self.session, &[]);
+        // What is before was done and is deleted: to pass over it again with each load would take longer and longer.
+        let after = entry_key(kind::INFLIGHT, self.session, self.from.saturating_sub(1));
         let limit = ScanLimit { entries: FLIGHTS_MAX, bytes: usize::MAX };
-        let found = log.state_scan(home, StateSpace::Session, &prefix, None, limit).await?;
+        let space = StateSpace::Session;
+        let found = log.state_scan(home, space, &prefix, Some(&after), limit).await?;
         let seq =
             |key: &[u8]| Some(u64::from_be_bytes(*read_session_key(key).ok()?.1.first_chunk()?));
         Ok(found.into_iter().filter_map(|(key, value)| Some((seq(&key)?, value))).collect())
