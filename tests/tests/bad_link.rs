@@ -22,14 +22,14 @@ fn a_link_that_cuts_swallows_doubles_and_delays_costs_and_repeats_no_message() {
 
 #[test]
 fn an_edge_that_sends_again_what_may_have_arrived_is_caught_as_doubling() {
-    let plan = Plan::at_least_once(&[Trouble::AckLost], CONTROL);
+    let plan = Plan::at_least_once(&[Trouble::AckLost], CONTROL, |verdict| verdict.duplicated);
     let outcome = plan.run().expect("a proxy needs nothing special");
     assert!(outcome.verdict.duplicated > 0, "{outcome:?}");
 }
 
 #[test]
 fn an_edge_whose_messages_overtake_each_other_is_caught_as_reordering() {
-    let plan = Plan::at_least_once(&[Trouble::Swapped], CONTROL);
+    let plan = Plan::at_least_once(&[Trouble::Swapped], CONTROL, |verdict| verdict.disordered);
     let outcome = plan.run().expect("a proxy needs nothing special");
     assert!(outcome.verdict.disordered > 0, "{outcome:?}");
 }

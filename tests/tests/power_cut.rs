@@ -50,7 +50,7 @@ fn what_was_acknowledged_before_a_power_cut_reaches_every_reader_once() {
 
 #[test]
 fn the_bridge_of_an_edge_whose_log_is_not_synced_is_caught() {
-    let plan = Plan { lying: true, until_broken: true, ..Plan::new(0, CONTROL) };
+    let plan = Plan { lying: true, until: Some(|verdict| verdict.lost), ..Plan::new(0, CONTROL) };
     match plan.run() {
         Ok(outcome) => {
             note(&format!("bridge, control: {outcome:?}"));

@@ -32,7 +32,7 @@ fn main() -> ExitCode {
                 seed => (false, seed),
             };
             plan.lying = lying;
-            plan.until_broken = lying;
+            plan.until = lying.then_some(|verdict| verdict.lost);
             plan.seed = seed.first().map_or(plan.seed, |seed| number(seed) as u64);
             plan.run().map(|outcome| (json(&outcome), outcome.is_broken()))
         }
@@ -43,9 +43,12 @@ fn main() -> ExitCode {
             plan.run().map(|outcome| (json(&outcome), outcome.is_broken()))
         }
         ["link-control", letter @ ("D" | "O"), rounds] => {
-            let troubles: &'static [Trouble] =
-                if *letter == "D" { &[Trouble::AckLost] } else { &[Trouble::Swapped] };
-            let plan = Plan::at_least_once(troubles, number(rounds));
+            let rounds = number(rounds);
+            let plan = if *letter == "D" {
+                Plan::at_least_once(&[Trouble::AckLost], rounds, |verdict| verdict.duplicated)
+            } else {
+                Plan::at_least_once(&[Trouble::Swapped], rounds, |verdict| verdict.disordered)
+            };
             plan.run().map(|outcome| (json(&outcome), outcome.is_broken()))
         }
         ["odd", rounds] => {

@@ -90,8 +90,8 @@ pub struct Plan {
     pub link: Link,
     /// The edge believes that its log was synced: a control.
     pub lying: bool,
-    /// Ends with the first round that broke a promise.
-    pub until_broken: bool,
+    /// Ends with the first round after which this count is not 0: what a control is to be caught for.
+    pub until: Option<fn(&Verdict) -> u64>,
     /// Of the moments of faults.
     pub seed: u64,
     /// Prints a line of JSON a round.
@@ -124,9 +124,13 @@ impl Plan {
     }
 
     /// The control for it: an edge that may repeat and reorder what these troubles meet. Ends when it was caught.
-    pub fn at_least_once(troubles: &'static [Trouble], rounds: usize) -> Self {
+    pub fn at_least_once(
+        troubles: &'static [Trouble],
+        rounds: usize,
+        until: fn(&Verdict) -> u64,
+    ) -> Self {
         let link = Link::AtLeastOnce(troubles);
-        Self { link, until_broken: true, ..Self::bad_link(rounds, 0) }
+        Self { link, until: Some(until), ..Self::bad_link(rounds, 0) }
     }
 
     fn cuts_power(&self) -> bool {
@@ -149,7 +153,7 @@ impl Plan {
                 let bound = 3 + self.faults.len() / 4;
                 assert!(slow <= bound, "this machine is too slow to prove anything");
             }
-            if self.until_broken && run.is_broken() {
+            if self.until.is_some_and(|count| count(&run.verdict()) > 0) {
                 break;
             }
         }
@@ -330,17 +334,16 @@ impl Run {
         parts.cloud.start_again().expect("the cloud starts");
     }
 
-    /// Something acknowledged before a message that has arrived has not, or something came twice or in another order. What
-    /// devices repeat meanwhile may come behind it.
-    fn is_broken(&mut self) -> bool {
+    /// What was promised before a message that has arrived, and what became of it. What devices repeat meanwhile may come
+    /// behind that message.
+    fn verdict(&mut self) -> Verdict {
         let promised = self.parts.station.state().books.clone();
         self.parts.station.open(0);
         // One message a PUBLISH would take too long to drain over a link that cuts every few of them.
         self.parts.proxy.iter().for_each(|proxy| proxy.calm(true));
         let _last = self.mark();
         self.parts.proxy.iter().for_each(|proxy| proxy.calm(false));
-        let verdict = promised.verdict(&self.parts.live.view());
-        verdict.lost + verdict.duplicated + verdict.disordered > 0
+        promised.verdict(&self.parts.live.view())
     }
 
     /// Publishes a message behind all others, in each lane, and waits until it is read. The last of them.
