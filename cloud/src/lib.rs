@@ -6,6 +6,7 @@ pub mod admin;
 pub mod amqp;
 pub mod app;
 pub mod bridge;
+pub mod cluster;
 pub mod config;
 pub mod engine;
 pub mod enrol;

@@ -25,6 +25,7 @@ mod model_tests;
 mod owner;
 mod partition;
 mod read;
+pub mod remote;
 mod retention;
 mod slot;
 mod stored;
