@@ -4,7 +4,7 @@
 
 use tributary_shared::{net, telemetry};
 
-use crate::{amqp, bridge, engine, enrol, group, kafka, log, mqtt, route::Rule};
+use crate::{amqp, bridge, cluster, engine, enrol, group, kafka, log, mqtt, route::Rule};
 
 tributary_shared::settings! {
     /// Addresses of the listeners. Port 0 picks a free one. Beyond loopback TLS and authentication are needed.
@@ -17,6 +17,8 @@ tributary_shared::settings! {
         pub amqp: String = "127.0.0.1:5672".into(),
         /// Enrolment of edges (EST), with TLS. Empty: none.
         pub est: String = String::new(),
+        /// The other nodes of the cluster; only a member of a cluster opens it.
+        pub peer: String = "127.0.0.1:0".into(),
         /// HTTP: health, metrics, JSON API, console.
         pub admin: String = "127.0.0.1:8080".into(),
         /// MQTT connections at once, edges and clients together.
@@ -55,6 +57,8 @@ tributary_shared::settings! {
         pub listen: Listen = Listen::default(),
         /// MQTT listeners with TLS, for edges: each shows a certificate that `client_ca` has signed, and is who that says.
         pub listeners: Vec<net::listener::Settings> = Vec::new(),
+        /// The cluster: many nodes over one bucket (or one shared folder, for trials).
+        pub cluster: cluster::Settings = cluster::Settings::default(),
         /// Storage: where the shards lie and how they are written.
         pub engine: engine::Settings = engine::Settings::default(),
         /// The log: limits and defaults of streams.
@@ -81,7 +85,8 @@ tributary_shared::settings! {
 impl Config {
     /// What single values cannot say of themselves. One sentence that names the key.
     pub fn check(&self) -> Result<(), String> {
-        self.mqtt.check_all()
+        self.mqtt.check_all()?;
+        self.cluster.check_all()
     }
 }
 

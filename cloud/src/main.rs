@@ -52,6 +52,15 @@ struct Serve {
     /// Address for AMQP 0-9-1 clients.
     #[arg(long, value_name = "HOST:PORT")]
     amqp: Option<String>,
+    /// Name of this node: makes it a member of the cluster whose data this is. The same after every restart.
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// Where clients and the other nodes find this node: a host, or kafka=HOST:PORT,mqtt=HOST:PORT,... (see config/cloud.toml).
+    #[arg(long, value_name = "HOST")]
+    advertise: Option<String>,
+    /// Address for the other nodes of the cluster.
+    #[arg(long, value_name = "HOST:PORT")]
+    peer: Option<String>,
     /// Address for HTTP: health, metrics, JSON API, console.
     #[arg(long, value_name = "HOST:PORT")]
     admin: Option<String>,
@@ -72,7 +81,10 @@ impl Serve {
             .flag("--mqtt", "listen.mqtt", self.mqtt.as_ref())?
             .flag("--kafka", "listen.kafka", self.kafka.as_ref())?
             .flag("--amqp", "listen.amqp", self.amqp.as_ref())?
-            .flag("--admin", "listen.admin", self.admin.as_ref())?;
+            .flag("--admin", "listen.admin", self.admin.as_ref())?
+            .flag("--peer", "listen.peer", self.peer.as_ref())?
+            .flag("--node", "cluster.node", self.node.as_ref())?
+            .flag("--advertise", "cluster.advertise", self.advertise.as_ref())?;
         loader.pairs("--set", &self.set)?.load()
     }
 }

@@ -10,6 +10,11 @@
 //! the engine, not a clock, keeps acknowledgements true. Change here: who owns what, and when that changes.
 //! Not here: what an owner does (`log`), the way to another node (`peer`).
 
+pub mod judge;
+pub mod map;
+pub mod placement;
+pub mod settings;
 pub mod view;
 
+pub use settings::Settings;
 pub use view::{Addresses, Cluster, Leader, Node, NodeId, View};

@@ -34,6 +34,13 @@ pub struct Addresses {
     pub peer: String,
 }
 
+impl Addresses {
+    pub(super) fn all_mut(&mut self) -> [&mut String; 6] {
+        let Self { kafka, mqtt, amqp, admin, est, peer } = self;
+        [kafka, mqtt, amqp, admin, est, peer]
+    }
+}
+
 /// A node that lives.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
