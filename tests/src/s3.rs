@@ -2,24 +2,21 @@
 //!
 //! Holds: objects with metadata and ETags, `If-None-Match: *`, `If-Match`, range reads, listing in key order with
 //! delimiter and continuation, multipart uploads. One lock: every request is atomic, as on S3.
-//! Not here: anything the cloud does not use (versions, ACLs, copies).
+//! Change here: what a store does. Not here: HTTP and faults (`serve`); anything the cloud does not use (versions, ACLs, copies).
+
+mod faults;
+mod serve;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
 };
 
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt as _;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto,
-};
 use s3s::{
     S3, S3Request, S3Response, S3Result,
-    auth::SimpleAuth,
     dto::{
         AbortMultipartUploadInput, AbortMultipartUploadOutput, CommonPrefix,
         CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CreateBucketInput,
@@ -31,8 +28,9 @@ use s3s::{
         UploadPartOutput,
     },
     s3_error,
-    service::S3ServiceBuilder,
 };
+
+pub use self::faults::{Control, Faults};
 
 /// Credentials the server takes.
 pub const ACCESS_KEY: &str = "tributary";
@@ -65,6 +63,7 @@ struct State {
 #[derive(Clone, Default)]
 pub struct MemoryS3 {
     state: Arc<Mutex<State>>,
+    faults: Arc<Mutex<faults::Present>>,
 }
 
 impl MemoryS3 {
@@ -72,25 +71,8 @@ impl MemoryS3 {
         act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Serves on a free loopback port until the runtime ends.
-    pub async fn serve(&self, address: SocketAddr) -> std::io::Result<SocketAddr> {
-        let listener = tokio::net::TcpListener::bind(address).await?;
-        let local = listener.local_addr()?;
-        let mut builder = S3ServiceBuilder::new(self.clone());
-        builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
-        let service = builder.build();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let service = service.clone();
-                tokio::spawn(async move {
-                    let _ = stream.set_nodelay(true);
-                    let _ = auto::Builder::new(TokioExecutor::new())
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
-                });
-            }
-        });
-        Ok(local)
+    fn faults<T>(&self, act: impl FnOnce(&mut faults::Present) -> T) -> T {
+        act(&mut self.faults.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Number of objects, for tests.
@@ -127,11 +109,16 @@ impl State {
     }
 
     fn put(&mut self, key: (String, String), body: Bytes, metadata: Option<Metadata>) -> ETag {
-        self.versions += 1;
-        let etag = format!("{:032x}", self.versions);
-        let stored = Stored { body, etag: etag.clone(), metadata, modified: SystemTime::now() };
+        let etag = self.next_etag();
+        let modified = SystemTime::now();
+        let stored = Stored { body, etag: etag.value().to_owned(), metadata, modified };
         self.objects.insert(key, stored);
-        ETag::Strong(etag)
+        etag
+    }
+
+    fn next_etag(&mut self) -> ETag {
+        self.versions += 1;
+        ETag::Strong(format!("{:032x}", self.versions))
     }
 }
 
@@ -167,9 +154,16 @@ impl S3 for MemoryS3 {
         let input = request.input;
         let body = collect(input.body).await?;
         let key = (input.bucket, input.key);
+        let (checked, kept) = self.faults(|faults| faults.put(&key.1));
         let etag = self.with(|state| {
-            state.check(&key, input.if_none_match.as_ref(), input.if_match.as_ref())?;
-            Ok::<_, s3s::S3Error>(state.put(key, body, input.metadata))
+            if checked {
+                state.check(&key, input.if_none_match.as_ref(), input.if_match.as_ref())?;
+            }
+            Ok::<_, s3s::S3Error>(if kept {
+                state.put(key, body, input.metadata)
+            } else {
+                state.next_etag()
+            })
         })?;
         Ok(S3Response::new(PutObjectOutput { e_tag: Some(etag), ..Default::default() }))
     }
@@ -361,9 +355,12 @@ impl S3 for MemoryS3 {
         request: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
         let input = request.input;
+        let (checked, _) = self.faults(|faults| faults.put(&input.key));
         let etag = self.with(|state| {
             let key = (input.bucket.clone(), input.key.clone());
-            state.check(&key, input.if_none_match.as_ref(), input.if_match.as_ref())?;
+            if checked {
+                state.check(&key, input.if_none_match.as_ref(), input.if_match.as_ref())?;
+            }
             let upload = state
                 .uploads
                 .remove(&input.upload_id)
