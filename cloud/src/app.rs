@@ -27,6 +27,7 @@ use tributary_shared::{
 use crate::{
     admin, amqp,
     bridge::Bridge,
+    cluster::{Addresses, Cluster},
     config::{Config, Listen},
     engine::{self, EngineError},
     enrol::{Enrol, EnrolError, est},
@@ -178,11 +179,18 @@ fn start(parts: &Parts, config: &Config, listeners: Listeners) -> JoinSet<String
     });
 
     let groups = Groups::open(log.clone(), config.groups.clone(), stop.clone());
+    let cluster = Cluster::alone(Addresses::default(), log.shards());
     let (settings, log, status, stop) =
         (config.kafka.clone(), log.clone(), status.clone(), stop.clone());
     heads.spawn(async move {
-        let ended =
-            kafka::serve(listeners.kafka, settings, log, groups.clone(), &status, stop).await;
+        let head = kafka::Head::open(settings, log, groups.clone(), cluster, &status, stop.clone());
+        let ended = match head.await {
+            Ok(head) => {
+                head.serve(listeners.kafka).await;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        };
         groups.closed().await;
         said("Kafka", ended)
     });

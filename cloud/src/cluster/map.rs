@@ -231,6 +231,7 @@ impl Map {
         };
         View {
             version: self.version,
+            cluster: self.id.clone(),
             me,
             nodes: self.living().map(node).collect(),
             shards: self.shards.iter().map(|p| Leader { owner: p.owner, epoch: p.epoch }).collect(),

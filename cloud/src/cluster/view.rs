@@ -66,6 +66,8 @@ pub struct Leader {
 pub struct View {
     /// Version of the map it is from; 0: a single node.
     pub version: u64,
+    /// The cluster's id; empty: a single node, whose id is kept with its data.
+    pub cluster: String,
     /// This node.
     pub me: NodeId,
     /// Nodes that live, this one included.
@@ -109,7 +111,13 @@ impl Cluster {
         let node = Arc::new(Node { id, name: "single".into(), addresses });
         let leader = Leader { owner: Some(id), epoch: 0 };
         let shards = vec![leader; usize::from(shards)];
-        let view = View { version: 0, me: id, nodes: BTreeMap::from([(id, node)]), shards };
+        let view = View {
+            version: 0,
+            cluster: String::new(),
+            me: id,
+            nodes: BTreeMap::from([(id, node)]),
+            shards,
+        };
         // Nobody changes it: a receiver without its sender keeps the last value.
         Self { view: watch::channel(Arc::new(view)).1 }
     }

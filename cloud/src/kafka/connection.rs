@@ -9,7 +9,6 @@
 //! Change here: order, what is in flight, when a connection ends. Not here: frames (`frame`), answers (`api`).
 
 use std::{
-    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -20,14 +19,13 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use tokio::{
-    io::{AsyncWrite, AsyncWriteExt},
-    net::{TcpStream, tcp::OwnedReadHalf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::timeout,
 };
 
 use super::{
-    Client, DRAIN, Head, Numbers,
+    Client, DRAIN, Numbers,
     api::{self, produce},
     frame::{self, Close, Request},
     schema,
@@ -54,22 +52,17 @@ struct InFlight {
 }
 
 /// Serves one client until it leaves, misbehaves or the server stops.
-pub(super) async fn run(head: Arc<Head>, socket: TcpStream, peer: SocketAddr) -> Result<(), Close> {
-    socket.set_nodelay(true)?;
-    let here = socket.local_addr()?;
-    let settings = &head.settings;
-    let host = match settings.advertised_host.as_str() {
-        "" => here.ip().to_string(),
-        host => host.to_owned(),
-    };
-    let port = if settings.advertised_port == 0 { here.port() } else { settings.advertised_port };
-    let client = Client { host, port, peer: peer.ip().to_string(), head: Arc::clone(&head) };
-    let (from, to) = socket.into_split();
+pub(super) async fn run(
+    client: &Client,
+    from: impl AsyncRead + Unpin,
+    to: impl AsyncWrite + Unpin,
+) -> Result<(), Close> {
+    let settings = &client.head.settings;
     let (queue, work) = mpsc::channel(settings.in_flight_requests.max(1));
     // Requests that are in the queue and have not begun.
     let waiting = AtomicUsize::new(0);
-    let reader = read_loop(&client, from, queue, &waiting);
-    let writer = write_loop(&client, to, work, &waiting);
+    let reader = read_loop(client, from, queue, &waiting);
+    let writer = write_loop(client, to, work, &waiting);
     tokio::pin!(writer);
     tokio::select! {
         ended = reader => match ended {
@@ -82,7 +75,7 @@ pub(super) async fn run(head: Arc<Head>, socket: TcpStream, peer: SocketAddr) ->
 
 async fn read_loop(
     client: &Client,
-    mut from: OwnedReadHalf,
+    mut from: impl AsyncRead + Unpin,
     queue: mpsc::Sender<InFlight>,
     waiting: &AtomicUsize,
 ) -> Result<(), Close> {

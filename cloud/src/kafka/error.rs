@@ -15,11 +15,13 @@ pub(super) enum Code {
     OffsetOutOfRange = 1,
     CorruptMessage = 2,
     UnknownTopicOrPartition = 3,
+    LeaderNotAvailable = 5,
     NotLeaderOrFollower = 6,
     MessageTooLarge = 10,
     OffsetMetadataTooLarge = 12,
     CoordinatorLoadInProgress = 14,
     CoordinatorNotAvailable = 15,
+    NotCoordinator = 16,
     InvalidTopic = 17,
     InvalidRequiredAcks = 21,
     IllegalGeneration = 22,
@@ -34,6 +36,7 @@ pub(super) enum Code {
     InvalidReplicationFactor = 38,
     InvalidReplicaAssignment = 39,
     InvalidConfig = 40,
+    NotController = 41,
     InvalidRequest = 42,
     UnsupportedForMessageFormat = 43,
     PolicyViolation = 44,
@@ -43,6 +46,7 @@ pub(super) enum Code {
     KafkaStorageError = 56,
     NonEmptyGroup = 68,
     GroupIdNotFound = 69,
+    FencedLeaderEpoch = 74,
     UnknownLeaderEpoch = 75,
     UnsupportedCompressionType = 76,
     MemberIdRequired = 79,
@@ -57,6 +61,14 @@ impl Code {
     /// As it stands in responses.
     pub(super) fn number(self) -> i16 {
         self as i16
+    }
+
+    /// Of a change of the streams, which the owner of shard 0 makes: nobody is that, or it cannot be asked.
+    pub(super) fn of_change(error: &LogError) -> Self {
+        match error {
+            LogError::NotOwner | LogError::Closed => Self::NotController,
+            error => error.into(),
+        }
     }
 }
 
@@ -114,7 +126,8 @@ impl From<&GroupError> for Code {
             GroupError::NotEmpty => Self::NonEmptyGroup,
             GroupError::NotFound => Self::GroupIdNotFound,
             GroupError::Restarting => Self::CoordinatorLoadInProgress,
-            GroupError::Log(LogError::NotOwner | LogError::Closed) => Self::CoordinatorNotAvailable,
+            GroupError::Log(LogError::NotOwner) => Self::NotCoordinator,
+            GroupError::Log(LogError::Closed) => Self::CoordinatorNotAvailable,
             GroupError::Log(error) => error.into(),
         }
     }

@@ -1,7 +1,8 @@
 //! Kafka head: the listener, what it shares between connections, its settings and numbers.
 //!
-//! One node that leads every partition: node id 1, leader epoch 0. In: connections. Out: appends, reads, groups.
-//! Path of a request: `connection` reads -> `frame` and `guard` check -> `api` answers, in order.
+//! Every node of a cluster has one; it serves the partitions and groups whose shards are here, and tells clients who has the others.
+//! In: connections of clients, and of other nodes (`peer`). Out: appends, reads, groups.
+//! Path of a request: `connection` reads -> `frame` and `guard` check -> `place` says if it is here -> `api` answers, in order.
 //! Change here: what all connections share. Not here: which requests and versions are served (`schema`), answers (`api`).
 
 mod api;
@@ -11,6 +12,7 @@ mod frame;
 mod guard;
 mod identity;
 mod numbers;
+mod place;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -18,6 +20,7 @@ mod tests;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     task::JoinSet,
@@ -29,16 +32,11 @@ use self::{
     numbers::Numbers,
 };
 use crate::{
+    cluster::Cluster,
     group::Groups,
     log::{Log, LogError},
     status::Status,
 };
-
-/// The one node's id.
-const NODE: i32 = 1;
-
-/// Epoch of its leadership of every partition.
-const LEADER_EPOCH: i32 = 0;
 
 /// How long answers that are under way may take when the server stops.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -70,12 +68,14 @@ tributary_shared::settings! {
 }
 
 /// What all connections share.
-struct Head {
+pub struct Head {
     log: Log,
     groups: Groups,
+    cluster: Cluster,
     settings: Settings,
     numbers: Arc<Numbers>,
-    cluster_id: String,
+    /// Of a single node; a cluster's is in its map.
+    own_id: String,
     producer_ids: ProducerIds,
     topic_ids: TopicIds,
     stop: CancellationToken,
@@ -84,90 +84,113 @@ struct Head {
 /// One client, as the answers need it.
 struct Client {
     head: Arc<Head>,
-    /// Where clients of this listener find the node.
-    host: String,
-    port: u16,
+    /// Where it found this node, if nothing else says where that is.
+    came_to: Option<SocketAddr>,
     /// Where this client is.
     peer: String,
 }
 
-/// Serves Kafka clients on `listener` until `stop` is cancelled; then answers what is under way and returns.
-///
-/// # Errors
-/// The log cannot be read or written at the start.
-pub async fn serve(
-    listener: TcpListener,
-    settings: Settings,
-    log: Log,
-    groups: Groups,
-    status: &Status,
-    stop: CancellationToken,
-) -> Result<(), LogError> {
-    let numbers = Arc::new(Numbers::default());
-    numbers::publish(status, &numbers);
-    let cluster_id = identity::cluster_id(&log).await?;
-    let producer_ids = ProducerIds::new(log.clone());
-    let places = Arc::new(Semaphore::new(settings.max_connections));
-    let head = Arc::new(Head {
-        log,
-        groups,
-        settings,
-        numbers,
-        cluster_id,
-        producer_ids,
-        topic_ids: TopicIds::default(),
-        stop: stop.clone(),
-    });
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            Some(ended) = connections.join_next() => {
-                if let Err(error) = ended {
-                    tracing::error!(%error, "kafka connection task died");
-                }
-                continue;
-            }
-            accepted = listener.accept() => accepted,
+impl Head {
+    /// A head that serves until `stop` is cancelled.
+    ///
+    /// # Errors
+    /// The log cannot be read or written.
+    pub async fn open(
+        settings: Settings,
+        log: Log,
+        groups: Groups,
+        cluster: Cluster,
+        status: &Status,
+        stop: CancellationToken,
+    ) -> Result<Arc<Self>, LogError> {
+        let numbers = Arc::new(Numbers::default());
+        numbers::publish(status, &numbers);
+        let own_id = match cluster.view().cluster.as_str() {
+            "" => identity::cluster_id(&log).await?,
+            _ => String::new(),
         };
-        match accepted {
-            Ok((socket, peer)) => {
-                let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                    Numbers::add(&head.numbers.refused_total, 1);
-                    tracing::warn!(%peer, "too many Kafka connections: closed");
+        let producer_ids = ProducerIds::new(log.clone());
+        let topic_ids = TopicIds::default();
+        let head =
+            Self { log, groups, cluster, settings, numbers, own_id, producer_ids, topic_ids, stop };
+        Ok(Arc::new(head))
+    }
+
+    /// Serves clients that come to `listener`; when the head stops, answers what is under way and returns.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener) {
+        let places = Arc::new(Semaphore::new(self.settings.max_connections));
+        let mut connections = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                () = self.stop.cancelled() => break,
+                Some(ended) = connections.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "kafka connection task died");
+                    }
                     continue;
-                };
-                let head = Arc::clone(&head);
-                connections.spawn(async move {
-                    one_connection(head, socket, peer).await;
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                // Out of file descriptors, or the peer was gone already: others still want service.
-                tracing::warn!(%error, "accept failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((socket, peer)) => {
+                    let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                        Numbers::add(&self.numbers.refused_total, 1);
+                        tracing::warn!(%peer, "too many Kafka connections: closed");
+                        continue;
+                    };
+                    let head = Arc::clone(&self);
+                    connections.spawn(async move {
+                        head.serve_socket(socket, peer).await;
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    // Out of file descriptors, or the peer was gone already: others still want service.
+                    tracing::warn!(%error, "accept failed");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
             }
         }
+        drop(listener);
+        while connections.join_next().await.is_some() {}
     }
-    drop(listener);
-    while connections.join_next().await.is_some() {}
-    Ok(())
+
+    /// Serves one connection that something else accepted and counts, `peer` being who is there; returns when it has ended.
+    pub async fn serve_stream<S>(self: Arc<Self>, stream: S, peer: String)
+    where
+        S: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        let (from, to) = tokio::io::split(stream);
+        let client = Client { head: self, came_to: None, peer };
+        client.serve(from, to).await;
+    }
+
+    async fn serve_socket(self: Arc<Self>, socket: TcpStream, peer: SocketAddr) {
+        if let Err(error) = socket.set_nodelay(true) {
+            tracing::debug!(%peer, %error, "kafka connection lost");
+            return;
+        }
+        let came_to = socket.local_addr().ok();
+        let (from, to) = socket.into_split();
+        Client { head: self, came_to, peer: peer.ip().to_string() }.serve(from, to).await;
+    }
 }
 
-async fn one_connection(head: Arc<Head>, socket: TcpStream, peer: SocketAddr) {
-    let numbers = Arc::clone(&head.numbers);
-    Numbers::add(&numbers.connections, 1);
-    Numbers::add(&numbers.connections_total, 1);
-    match connection::run(head, socket, peer).await {
-        Ok(()) | Err(frame::Close::Eof | frame::Close::Stop | frame::Close::Idle(_)) => {}
-        Err(error @ (frame::Close::Io(_) | frame::Close::EofInside)) => {
-            tracing::debug!(%peer, %error, "kafka connection lost");
+impl Client {
+    async fn serve(self, from: impl AsyncRead + Unpin, to: impl AsyncWrite + Unpin) {
+        let (numbers, peer) = (&self.head.numbers, &self.peer);
+        Numbers::add(&numbers.connections, 1);
+        Numbers::add(&numbers.connections_total, 1);
+        match connection::run(&self, from, to).await {
+            Ok(()) | Err(frame::Close::Eof | frame::Close::Stop | frame::Close::Idle(_)) => {}
+            Err(error @ (frame::Close::Io(_) | frame::Close::EofInside)) => {
+                tracing::debug!(%peer, %error, "kafka connection lost");
+            }
+            Err(error) => {
+                Numbers::add(&numbers.bad_requests_total, 1);
+                tracing::warn!(%peer, %error, "kafka connection closed");
+            }
         }
-        Err(error) => {
-            Numbers::add(&numbers.bad_requests_total, 1);
-            tracing::warn!(%peer, %error, "kafka connection closed");
-        }
+        Numbers::subtract(&numbers.connections, 1);
     }
-    Numbers::subtract(&numbers.connections, 1);
 }

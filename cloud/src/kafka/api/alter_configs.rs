@@ -100,7 +100,7 @@ async fn alter(
         return Err((Code::InvalidRequest, why));
     }
     let log = &client.head.log;
-    let failed = |error: LogError| (Code::from(&error), error.to_string());
+    let failed = |error: LogError| (Code::of_change(&error), error.to_string());
     let stream =
         log.stream(name).ok_or_else(|| failed(LogError::StreamNotFound(name.to_owned())))?;
     let config = edit(stream.config.clone()).map_err(|why| (Code::InvalidConfig, why))?;

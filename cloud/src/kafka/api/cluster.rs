@@ -1,16 +1,21 @@
-//! FindCoordinator (10) and DescribeCluster (60): this node, always.
+//! FindCoordinator (10) and DescribeCluster (60): who has a group, and who there is.
 
-use crate::kafka::{
-    Client, NODE,
-    error::Code,
-    frame::{
-        Request, StrBytes, text,
-        wire::{
-            describe_cluster_request::DescribeClusterRequest,
-            describe_cluster_response::{DescribeClusterBroker, DescribeClusterResponse},
-            find_coordinator_request::FindCoordinatorRequest,
-            find_coordinator_response::{Coordinator, FindCoordinatorResponse},
+use crate::{
+    cluster::View,
+    engine::ShardId,
+    kafka::{
+        Client,
+        error::Code,
+        frame::{
+            Request, StrBytes, text,
+            wire::{
+                describe_cluster_request::DescribeClusterRequest,
+                describe_cluster_response::{DescribeClusterBroker, DescribeClusterResponse},
+                find_coordinator_request::FindCoordinatorRequest,
+                find_coordinator_response::{Coordinator, FindCoordinatorResponse},
+            },
         },
+        place,
     },
 };
 
@@ -33,14 +38,19 @@ pub(super) async fn find_coordinator(
         }
         _ => Some((Code::InvalidRequest, "unknown kind of coordinator")),
     };
+    let view = &client.head.cluster.view();
     let find = |key: StrBytes| {
+        let home = match problem {
+            None => home(client, view, &key)
+                .ok_or((Code::CoordinatorNotAvailable, "nobody has the group at the moment")),
+            Some(problem) => Err(problem),
+        };
         let found = Coordinator::default().with_key(key);
-        match problem {
-            None => found
-                .with_node_id(NODE.into())
-                .with_host(text(client.host.as_str()))
-                .with_port(i32::from(client.port)),
-            Some((code, why)) => found
+        match home {
+            Ok(home) => {
+                found.with_node_id(home.id.into()).with_host(text(home.host)).with_port(home.port)
+            }
+            Err((code, why)) => found
                 .with_node_id((-1).into())
                 .with_port(-1)
                 .with_error_code(code.number())
@@ -60,23 +70,32 @@ pub(super) async fn find_coordinator(
         .with_error_message(found.error_message)
 }
 
+/// Where a group's home is.
+fn home(client: &Client, view: &View, group: &str) -> Option<super::Endpoint> {
+    client.endpoint(view, view.owner(client.head.log.home_shard(group))?)
+}
+
 pub(super) async fn describe(
     client: &Client,
     request: &Request,
     asked: DescribeClusterRequest,
 ) -> DescribeClusterResponse {
+    let view = &client.head.cluster.view();
     let response =
-        DescribeClusterResponse::default().with_cluster_id(text(client.head.cluster_id.as_str()));
+        DescribeClusterResponse::default().with_cluster_id(text(client.head.cluster_id(view)));
     if request.version >= 1 && asked.endpoint_type != BROKERS {
         let (code, why) =
             super::failure("only brokers can be asked for", Code::UnsupportedEndpoint);
         return response.with_error_code(code).with_error_message(why);
     }
-    let broker = DescribeClusterBroker::default()
-        .with_broker_id(NODE.into())
-        .with_host(text(client.host.as_str()))
-        .with_port(i32::from(client.port));
-    let response = response.with_controller_id(NODE.into()).with_brokers(vec![broker]);
+    let brokers = client.endpoints(view).into_iter().map(|found| {
+        DescribeClusterBroker::default()
+            .with_broker_id(found.id.into())
+            .with_host(text(found.host))
+            .with_port(found.port)
+    });
+    let controller = place::number(view.leader(ShardId(0)).owner);
+    let response = response.with_controller_id(controller.into()).with_brokers(brokers.collect());
     if asked.include_cluster_authorized_operations {
         response.with_cluster_authorized_operations(super::CLUSTER_OPERATIONS)
     } else {

@@ -52,8 +52,8 @@ pub(super) async fn commit(client: &Client, asked: OffsetCommitRequest) -> Offse
         instance_id: asked.group_instance_id.map(|id| id.to_string()),
     };
     let generation = asked.generation_id_or_member_epoch;
-    let done = client.head.groups.commit(&asked.group_id, who, generation, offsets).await;
-    let all = done.err().map(|error| Code::from(&error));
+    let done = client.head.groups.commit(&asked.group_id, who, generation, offsets);
+    let all = super::coordinated(client, &asked.group_id, done).await.err().map(|(code, _)| code);
     let topics = topics.into_iter().map(|(name, partitions)| {
         let partitions = partitions.into_iter().map(|(index, code)| {
             let code = if code == Code::None { all.unwrap_or(code) } else { code };
@@ -133,8 +133,17 @@ async fn find(
     topics: Option<Vec<OffsetFetchRequestTopics>>,
 ) -> Result<Found, Code> {
     let log = &client.head.log;
-    let stored = client.head.groups.offsets(group).await.map_err(|error| Code::from(&error))?;
-    let mut stored: BTreeMap<PartitionId, CommittedOffset> = stored.into_iter().collect();
+    let stored = super::coordinated(client, group, client.head.groups.offsets(group));
+    let stored = stored.await.map_err(|(code, _)| code)?;
+    let view = client.head.cluster.view();
+    let stored = stored.into_iter().map(|(partition, mut committed)| {
+        // Of a cluster that this data was copied out of: clients would take our leaders for old ones.
+        if committed.leader_epoch > client.head.leader(&view, partition).epoch {
+            committed.leader_epoch = -1;
+        }
+        (partition, committed)
+    });
+    let mut stored: BTreeMap<PartitionId, CommittedOffset> = stored.collect();
     let Some(topics) = topics else {
         let mut found: BTreeMap<String, Vec<(i32, Option<CommittedOffset>)>> = BTreeMap::new();
         for (partition, committed) in stored {
@@ -193,15 +202,16 @@ fn parts(committed: Option<CommittedOffset>) -> (i64, i32, String) {
 
 pub(super) async fn delete(client: &Client, asked: OffsetDeleteRequest) -> OffsetDeleteResponse {
     let groups = &client.head.groups;
-    let known = match groups.describe(&asked.group_id).await {
+    let group = &asked.group_id;
+    let known = match super::coordinated(client, group, groups.describe(group)).await {
         Ok(Some(description)) if description.members.is_empty() => Ok(()),
         // Which topics its members read is theirs to know: none is deleted under them.
-        Ok(Some(_)) => Err(GroupError::NotEmpty),
-        Ok(None) => Err(GroupError::NotFound),
-        Err(error) => Err(error),
+        Ok(Some(_)) => Err(Code::NonEmptyGroup),
+        Ok(None) => Err(Code::GroupIdNotFound),
+        Err((code, _)) => Err(code),
     };
-    if let Err(error) = known {
-        return OffsetDeleteResponse::default().with_error_code(Code::from(&error).number());
+    if let Err(code) = known {
+        return OffsetDeleteResponse::default().with_error_code(code.number());
     }
     let mut partitions = Vec::new();
     let mut topics = Vec::with_capacity(asked.topics.len());
@@ -218,8 +228,9 @@ pub(super) async fn delete(client: &Client, asked: OffsetDeleteRequest) -> Offse
             OffsetDeleteResponseTopic::default().with_name(topic.name).with_partitions(results),
         );
     }
-    match groups.delete_offsets(&asked.group_id, partitions).await {
+    let deleted = groups.delete_offsets(group, partitions);
+    match super::coordinated(client, group, deleted).await {
         Ok(()) => OffsetDeleteResponse::default().with_topics(topics),
-        Err(error) => OffsetDeleteResponse::default().with_error_code(Code::from(&error).number()),
+        Err((code, _)) => OffsetDeleteResponse::default().with_error_code(code.number()),
     }
 }

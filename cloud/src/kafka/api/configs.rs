@@ -5,7 +5,7 @@
 
 use crate::{
     kafka::{
-        Client, NODE,
+        Client,
         error::Code,
         frame::{
             text,
@@ -121,6 +121,11 @@ pub(super) fn topic_entries(client: &Client, config: &StreamConfig) -> Vec<Entry
     ]
 }
 
+/// This node's id.
+fn me(client: &Client) -> i32 {
+    client.head.cluster.view().me.0
+}
+
 fn broker_entries(client: &Client) -> Vec<Entry> {
     let head = &client.head;
     let log = head.log.settings();
@@ -130,7 +135,7 @@ fn broker_entries(client: &Client) -> Vec<Entry> {
     };
     let file = FROM_FILE;
     vec![
-        Entry::fixed("broker.id", INT, NODE, file, "The one node."),
+        Entry::fixed("broker.id", INT, me(client), file, "Of this node."),
         Entry::fixed("num.partitions", INT, partitions, file, "Of a topic made without a count."),
         Entry::fixed(
             "auto.create.topics.enable",
@@ -225,8 +230,8 @@ fn entries(
             let stream = stream.ok_or((Code::UnknownTopicOrPartition, "topic not found"))?;
             Ok(topic_entries(client, &stream.config))
         }
-        BROKER if name.is_empty() || name == NODE.to_string() => Ok(broker_entries(client)),
-        BROKER => Err((Code::InvalidRequest, "there is one node, and its id is 1")),
+        BROKER if name.is_empty() || name == me(client).to_string() => Ok(broker_entries(client)),
+        BROKER => Err((Code::InvalidRequest, "another node's settings are asked of that node")),
         _ => Err((Code::InvalidRequest, "only topics and brokers have settings here")),
     }
 }

@@ -15,14 +15,18 @@ use tokio::time::{Instant, sleep_until};
 use tributary_shared::record::Batch;
 use uuid::Uuid;
 
-use super::fetch_answer;
+use super::{Patience, fetch_answer};
 use crate::{
     kafka::{
         Client, Numbers,
         error::Code,
-        frame::{Close, Request, wire::fetch_request::FetchRequest},
+        frame::{
+            Close, Request,
+            wire::fetch_request::{FetchPartition, FetchRequest},
+        },
+        place,
     },
-    log::{Log, LogError, PartitionId},
+    log::{Log, LogError, PartitionId, Stream},
 };
 
 /// First version that names topics by id.
@@ -60,7 +64,7 @@ pub(super) async fn answer(client: &Client, request: &Request) -> Result<Vec<Byt
     let deadline = Instant::now() + Duration::from_millis(wait);
     let max_bytes = (asked.max_bytes.max(0) as usize).min(head.settings.max_fetch_bytes);
     let min_bytes = (asked.min_bytes.max(0) as usize).min(max_bytes);
-    let mut topics = resolve(client, request.version, asked);
+    let mut topics = resolve(client, request.version, asked).await;
     fill(&head.log, &mut topics, max_bytes).await;
     loop {
         let bytes: usize = parts(&topics).map(|part| part.bytes).sum();
@@ -90,43 +94,40 @@ fn parts(topics: &[Topic]) -> impl Iterator<Item = &Part> {
 }
 
 /// Finds the topics and partitions asked for.
-fn resolve(client: &Client, version: i16, asked: FetchRequest) -> Vec<Topic> {
+async fn resolve(client: &Client, version: i16, asked: FetchRequest) -> Vec<Topic> {
     let head = &client.head;
-    let topics = asked.topics.into_iter().map(|topic| {
-        let (stream, missing) = if version >= BY_ID_FROM {
-            (head.topic_ids.find(&head.log, topic.topic_id), Code::UnknownTopicId)
+    let patience = Patience::begin();
+    let mut topics = Vec::with_capacity(asked.topics.len());
+    for topic in asked.topics {
+        let stream = if version >= BY_ID_FROM {
+            head.topic_ids.find(&head.log, topic.topic_id).ok_or(Code::UnknownTopicId)
         } else {
-            (head.log.stream(&topic.topic), Code::UnknownTopicOrPartition)
+            head.log.stream(&topic.topic).ok_or(Code::UnknownTopicOrPartition)
         };
-        let partitions = topic.partitions.iter().map(|asked| {
+        let mut partitions = Vec::with_capacity(topic.partitions.len());
+        for asked in &topic.partitions {
             let partition = match &stream {
-                None => Err(missing),
-                Some(stream) => super::partition_index(stream, asked.partition)
-                    .map(|index| PartitionId::new(stream.id, index))
-                    .map_err(|error| Code::from(&error)),
+                Ok(stream) => find(client, stream, asked, patience).await,
+                Err(missing) => Err(*missing),
             };
-            let partition =
-                partition.and_then(|p| super::check_epoch(asked.current_leader_epoch).map(|()| p));
-            Part {
-                index: asked.partition,
-                from: asked.fetch_offset,
-                max_bytes: asked.partition_max_bytes.max(0) as usize,
-                error: partition.err().unwrap_or(Code::None),
-                partition,
-                start: -1,
-                high: -1,
-                seen: -1,
-                batches: Vec::new(),
-                bytes: 0,
-            }
-        });
-        Topic {
-            partitions: partitions.collect(),
-            name: topic.topic.to_string(),
-            id: topic.topic_id,
+            partitions.push(Part::new(asked, partition));
         }
-    });
-    topics.collect()
+        topics.push(Topic { partitions, name: topic.topic.to_string(), id: topic.topic_id });
+    }
+    topics
+}
+
+async fn find(
+    client: &Client,
+    stream: &Stream,
+    asked: &FetchPartition,
+    patience: Patience,
+) -> Result<PartitionId, Code> {
+    let index = super::partition_index(stream, asked.partition);
+    let partition = PartitionId::new(stream.id, index.map_err(|error| Code::from(&error))?);
+    let epoch = client.head.leads(partition, patience).await?;
+    place::check_epoch(asked.current_leader_epoch, epoch)?;
+    Ok(partition)
 }
 
 /// Reads every partition that has nothing yet, as far as `max_bytes` for all goes.
@@ -146,6 +147,21 @@ async fn fill(log: &Log, topics: &mut [Topic], max_bytes: usize) {
 }
 
 impl Part {
+    fn new(asked: &FetchPartition, partition: Result<PartitionId, Code>) -> Self {
+        Self {
+            index: asked.partition,
+            from: asked.fetch_offset,
+            max_bytes: asked.partition_max_bytes.max(0) as usize,
+            error: partition.err().unwrap_or(Code::None),
+            partition,
+            start: -1,
+            high: -1,
+            seen: -1,
+            batches: Vec::new(),
+            bytes: 0,
+        }
+    }
+
     fn clear(&mut self) {
         self.batches.clear();
         self.bytes = 0;

@@ -36,7 +36,8 @@ pub(super) async fn describe(
     let operations = request.version >= 3 && asked.include_authorized_operations;
     let mut groups = Vec::with_capacity(asked.groups.len());
     for id in asked.groups {
-        let description = client.head.groups.describe(&id).await;
+        let asked = client.head.groups.describe(&id);
+        let description = super::coordinated(client, &id, asked).await;
         let group = match description {
             Ok(Some(description)) => described(id, description),
             Ok(None) => {
@@ -49,9 +50,9 @@ pub(super) async fn describe(
                     dead
                 }
             }
-            Err(error) => DescribedGroup::default()
-                .with_group_id(id)
-                .with_error_code(Code::from(&error).number()),
+            Err((code, _)) => {
+                DescribedGroup::default().with_group_id(id).with_error_code(code.number())
+            }
         };
         groups.push(if operations {
             group.with_authorized_operations(super::GROUP_OPERATIONS)
@@ -108,10 +109,9 @@ pub(super) async fn list(client: &Client, asked: ListGroupsRequest) -> ListGroup
 pub(super) async fn delete(client: &Client, asked: DeleteGroupsRequest) -> DeleteGroupsResponse {
     let mut results = Vec::with_capacity(asked.groups_names.len());
     for id in asked.groups_names {
-        let code = match client.head.groups.delete(&id).await {
-            Ok(()) => Code::None,
-            Err(error) => Code::from(&error),
-        };
+        let deleted = client.head.groups.delete(&id);
+        let failed = super::coordinated(client, &id, deleted).await.err();
+        let code = failed.map_or(Code::None, |(code, _)| code);
         results
             .push(DeletableGroupResult::default().with_group_id(id).with_error_code(code.number()));
     }

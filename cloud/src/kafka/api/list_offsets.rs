@@ -1,8 +1,9 @@
 //! ListOffsets (2) and OffsetForLeaderEpoch (23): offsets by time, by name (latest, earliest, ...) and by epoch.
 
+use super::Patience;
 use crate::{
     kafka::{
-        Client, LEADER_EPOCH,
+        Client,
         error::Code,
         frame::{
             Request,
@@ -36,11 +37,12 @@ pub(super) async fn answer(
     request: &Request,
     asked: ListOffsetsRequest,
 ) -> ListOffsetsResponse {
+    let patience = Patience::begin();
     let mut topics = Vec::with_capacity(asked.topics.len());
     for topic in asked.topics {
         let mut partitions = Vec::with_capacity(topic.partitions.len());
         for partition in topic.partitions {
-            partitions.push(one(client, request, &topic.name, &partition).await);
+            partitions.push(one(client, request, &topic.name, &partition, patience).await);
         }
         topics.push(
             ListOffsetsTopicResponse::default().with_name(topic.name).with_partitions(partitions),
@@ -54,20 +56,22 @@ async fn one(
     request: &Request,
     topic: &str,
     asked: &ListOffsetsPartition,
+    patience: Patience,
 ) -> ListOffsetsPartitionResponse {
     let response =
         ListOffsetsPartitionResponse::default().with_partition_index(asked.partition_index);
     let log = &client.head.log;
     let found = async {
-        let partition = super::partition(log, topic, asked.partition_index)?;
-        super::check_epoch(asked.current_leader_epoch)?;
-        find(log, partition, asked.timestamp).await.map_err(|error| Code::from(&error))
+        let (index, said) = (asked.partition_index, asked.current_leader_epoch);
+        let (partition, epoch) = super::led(client, topic, index, said, patience).await?;
+        let found = find(log, partition, asked.timestamp).await;
+        found.map(|(offset, time)| (offset, time, epoch)).map_err(|error| Code::from(&error))
     };
     match found.await {
         Err(code) => response.with_error_code(code.number()).with_offset(-1).with_timestamp(-1),
-        Ok((offset, timestamp)) => {
+        Ok((offset, timestamp, epoch)) => {
             let response = response.with_offset(offset).with_timestamp(timestamp);
-            if request.version >= 4 { response.with_leader_epoch(LEADER_EPOCH) } else { response }
+            if request.version >= 4 { response.with_leader_epoch(epoch) } else { response }
         }
     }
 }
@@ -111,32 +115,47 @@ async fn latest_record(log: &Log, partition: PartitionId) -> Result<(i64, i64), 
     Ok(log.offset_at_time(partition, low).await?.unwrap_or(NOT_FOUND))
 }
 
-/// OffsetForLeaderEpoch: there has been one epoch.
+/// OffsetForLeaderEpoch. No leader ever takes back what a reader has seen, so every epoch's records are true up to the end.
 pub(super) async fn end_of_epoch(
     client: &Client,
     asked: OffsetForLeaderEpochRequest,
 ) -> OffsetForLeaderEpochResponse {
-    let log = &client.head.log;
-    let topics = asked.topics.into_iter().map(|topic| {
-        let partitions = topic.partitions.iter().map(|p| epoch_end(log, &topic.topic, p)).collect();
-        OffsetForLeaderTopicResult::default().with_topic(topic.topic).with_partitions(partitions)
-    });
-    OffsetForLeaderEpochResponse::default().with_topics(topics.collect())
+    let patience = Patience::begin();
+    let mut topics = Vec::with_capacity(asked.topics.len());
+    for topic in asked.topics {
+        let mut partitions = Vec::with_capacity(topic.partitions.len());
+        for partition in &topic.partitions {
+            partitions.push(epoch_end(client, &topic.topic, partition, patience).await);
+        }
+        topics.push(
+            OffsetForLeaderTopicResult::default()
+                .with_topic(topic.topic)
+                .with_partitions(partitions),
+        );
+    }
+    OffsetForLeaderEpochResponse::default().with_topics(topics)
 }
 
-fn epoch_end(log: &Log, topic: &str, asked: &OffsetForLeaderPartition) -> EpochEndOffset {
+async fn epoch_end(
+    client: &Client,
+    topic: &str,
+    asked: &OffsetForLeaderPartition,
+    patience: Patience,
+) -> EpochEndOffset {
     let response = EpochEndOffset::default().with_partition(asked.partition);
-    let end = || {
-        let partition = super::partition(log, topic, asked.partition)?;
-        super::check_epoch(asked.current_leader_epoch)?;
-        log.watermarks(partition).map_err(|error| Code::from(&error))
+    let end = async {
+        let (index, said) = (asked.partition, asked.current_leader_epoch);
+        let (partition, epoch) = super::led(client, topic, index, said, patience).await?;
+        let end = client.head.log.watermarks(partition).map_err(|error| Code::from(&error))?;
+        Ok::<_, Code>((end.high, epoch))
     };
-    match end() {
+    match end.await {
         Err(code) => response.with_error_code(code.number()),
-        Ok(watermarks) if asked.leader_epoch == LEADER_EPOCH => {
-            response.with_leader_epoch(LEADER_EPOCH).with_end_offset(watermarks.high)
-        }
         // An epoch that never was.
-        Ok(_) => response,
+        Ok(_) if asked.leader_epoch < 0 => response,
+        // A later one than there is here is from a cluster that this data was copied out of: its records are here.
+        Ok((end, epoch)) => {
+            response.with_leader_epoch(asked.leader_epoch.min(epoch)).with_end_offset(end)
+        }
     }
 }

@@ -36,8 +36,9 @@ fn member(id: &StrBytes, instance_id: Option<&StrBytes>) -> MemberRef {
     MemberRef { member_id: id.to_string(), instance_id: instance_id.map(ToString::to_string) }
 }
 
-fn number(result: Result<(), GroupError>) -> i16 {
-    result.map_or_else(|error| Code::from(&error).number(), |()| Code::None.number())
+fn number(client: &Client, group: &str, result: Result<(), GroupError>) -> i16 {
+    let code = |error: GroupError| client.head.group_code(group, &error).number();
+    result.map_or_else(code, |()| Code::None.number())
 }
 
 pub(super) async fn join(
@@ -57,7 +58,8 @@ pub(super) async fn join(
         id_required: request.version >= ID_REQUIRED_FROM,
         can_skip_assignment: request.version >= SKIP_ASSIGNMENT_FROM,
     };
-    match client.head.groups.join(&asked.group_id, join).await {
+    let groups = &client.head.groups;
+    match super::coordinated(client, &asked.group_id, groups.join(&asked.group_id, join)).await {
         Ok(joined) => {
             let members = joined.members.into_iter().map(|member| {
                 JoinGroupResponseMember::default()
@@ -74,14 +76,14 @@ pub(super) async fn join(
                 .with_member_id(text(joined.member_id))
                 .with_members(members.collect())
         }
-        Err(error) => {
+        Err((code, error)) => {
             let member_id = match &error {
-                GroupError::MemberIdRequired { member_id } => text(member_id.as_str()),
+                Some(GroupError::MemberIdRequired { member_id }) => text(member_id.as_str()),
                 _ => asked.member_id,
             };
             let protocol = (request.version < NULL_PROTOCOL_FROM).then(StrBytes::new);
             JoinGroupResponse::default()
-                .with_error_code(Code::from(&error).number())
+                .with_error_code(code.number())
                 .with_generation_id(-1)
                 .with_protocol_name(protocol)
                 .with_member_id(member_id)
@@ -99,21 +101,24 @@ pub(super) async fn sync(client: &Client, asked: SyncGroupRequest) -> SyncGroupR
         protocol: asked.protocol_name.map(|name| name.to_string()),
         assignments,
     };
-    match client.head.groups.sync(&asked.group_id, sync).await {
+    let groups = &client.head.groups;
+    match super::coordinated(client, &asked.group_id, groups.sync(&asked.group_id, sync)).await {
         Ok(synced) => SyncGroupResponse::default()
             .with_protocol_type(Some(text(synced.protocol_type)))
             .with_protocol_name(Some(text(synced.protocol)))
             .with_assignment(synced.assignment),
-        Err(error) => SyncGroupResponse::default()
-            .with_error_code(Code::from(&error).number())
+        Err((code, _)) => SyncGroupResponse::default()
+            .with_error_code(code.number())
             .with_assignment(Bytes::new()),
     }
 }
 
 pub(super) async fn heartbeat(client: &Client, asked: HeartbeatRequest) -> HeartbeatResponse {
     let who = member(&asked.member_id, asked.group_instance_id.as_ref());
-    let result = client.head.groups.heartbeat(&asked.group_id, who, asked.generation_id).await;
-    HeartbeatResponse::default().with_error_code(number(result))
+    let (group, generation) = (&asked.group_id, asked.generation_id);
+    let alive = client.head.groups.heartbeat(group, who, generation);
+    let code = super::coordinated(client, group, alive).await.err().map(|(code, _)| code);
+    HeartbeatResponse::default().with_error_code(code.unwrap_or(Code::None).number())
 }
 
 pub(super) async fn leave(
@@ -127,21 +132,21 @@ pub(super) async fn leave(
     } else {
         vec![member(&asked.member_id, None)]
     };
-    let results = match client.head.groups.leave(&asked.group_id, members).await {
+    let group = &asked.group_id;
+    let leaving = client.head.groups.leave(group, members);
+    let results = match super::coordinated(client, group, leaving).await {
         Ok(results) => results,
-        Err(error) => {
-            return LeaveGroupResponse::default().with_error_code(Code::from(&error).number());
-        }
+        Err((code, _)) => return LeaveGroupResponse::default().with_error_code(code.number()),
     };
     if !many {
         let result = results.into_iter().next().unwrap_or(Ok(()));
-        return LeaveGroupResponse::default().with_error_code(number(result));
+        return LeaveGroupResponse::default().with_error_code(number(client, group, result));
     }
     let members = asked.members.into_iter().zip(results).map(|(member, result)| {
         MemberResponse::default()
             .with_member_id(member.member_id)
             .with_group_instance_id(member.group_instance_id)
-            .with_error_code(number(result))
+            .with_error_code(number(client, group, result))
     });
     LeaveGroupResponse::default().with_members(members.collect())
 }

@@ -22,12 +22,16 @@ mod topics;
 use bytes::Bytes;
 
 use super::{
-    Client, LEADER_EPOCH,
+    Client,
     error::Code,
     frame::{Close, Decodable, Encodable, HeaderVersion, Request, StrBytes, text},
+    place::{self, Endpoint, Patience},
     schema,
 };
-use crate::log::{Log, LogError, PartitionId, Stream};
+use crate::{
+    group::GroupError,
+    log::{Log, LogError, PartitionId, Stream},
+};
 
 /// Answers every request but Produce.
 pub(super) async fn answer(client: &Client, request: &Request) -> Result<Vec<Bytes>, Close> {
@@ -80,6 +84,19 @@ where
     request.encode(&response)
 }
 
+/// What a group answers, if it is coordinated here; else why not, with what the group said of it.
+async fn coordinated<T, E: Into<GroupError>>(
+    client: &Client,
+    group: &str,
+    answer: impl Future<Output = Result<T, E>>,
+) -> Result<T, (Code, Option<GroupError>)> {
+    client.head.coordinates(group, Patience::begin()).await.map_err(|code| (code, None))?;
+    answer.await.map_err(|error| {
+        let error = error.into();
+        (client.head.group_code(group, &error), Some(error))
+    })
+}
+
 /// A code with its explanation, where the response has room for one.
 fn failure(error: impl std::fmt::Display, code: Code) -> (i16, Option<StrBytes>) {
     (code.number(), Some(text(error.to_string())))
@@ -98,9 +115,18 @@ fn partition(log: &Log, topic: &str, index: i32) -> Result<PartitionId, Code> {
     Ok(PartitionId::new(stream.id, index))
 }
 
-/// A client may name the leader epoch it knows; -1: it does not.
-fn check_epoch(current: i32) -> Result<(), Code> {
-    if current > LEADER_EPOCH { Err(Code::UnknownLeaderEpoch) } else { Ok(()) }
+/// The partition, led by this node, and its epoch; `said` is what the client knows of that.
+async fn led(
+    client: &Client,
+    topic: &str,
+    index: i32,
+    said: i32,
+    patience: Patience,
+) -> Result<(PartitionId, i32), Code> {
+    let partition = partition(&client.head.log, topic, index)?;
+    let epoch = client.head.leads(partition, patience).await?;
+    place::check_epoch(said, epoch)?;
+    Ok((partition, epoch))
 }
 
 /// `topic_authorized_operations`: all that there are; nothing is forbidden here yet.

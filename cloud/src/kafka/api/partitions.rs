@@ -1,5 +1,6 @@
 //! CreatePartitions (37) and DeleteRecords (21): a topic's partitions grow, their old records go.
 
+use super::Patience;
 use crate::{
     kafka::{
         Client,
@@ -44,7 +45,7 @@ async fn grow(
     validate_only: bool,
 ) -> Result<(), (Code, String)> {
     let log = &client.head.log;
-    let failed = |error: &LogError| (Code::from(error), error.to_string());
+    let failed = |error: &LogError| (Code::of_change(error), error.to_string());
     let stream = log
         .stream(&topic.name)
         .ok_or_else(|| failed(&LogError::StreamNotFound(topic.name.to_string())))?;
@@ -53,12 +54,8 @@ async fn grow(
         let why = format!("topic has {} partitions; it can only get more", stream.partitions);
         (Code::InvalidPartitions, why)
     })?;
-    let foreign =
-        topic.assignments.iter().flatten().any(|a| !super::topics::is_here(&a.broker_ids));
-    if foreign {
-        let why = "there is one node: assign to it, or leave the assignment out".to_owned();
-        return Err((Code::InvalidReplicaAssignment, why));
-    }
+    let assigned = topic.assignments.iter().flatten().map(|assigned| &assigned.broker_ids);
+    super::topics::check_assigned(client, assigned)?;
     if validate_only {
         return Ok(());
     }
@@ -72,12 +69,13 @@ pub(super) async fn delete_records(
     client: &Client,
     asked: DeleteRecordsRequest,
 ) -> DeleteRecordsResponse {
+    let patience = Patience::begin();
     let mut topics = Vec::with_capacity(asked.topics.len());
     for topic in asked.topics {
         let mut partitions = Vec::with_capacity(topic.partitions.len());
         for partition in topic.partitions {
-            let trimmed =
-                trim(client, &topic.name, partition.partition_index, partition.offset).await;
+            let (index, before) = (partition.partition_index, partition.offset);
+            let trimmed = trim(client, &topic.name, index, before, patience).await;
             let result = DeleteRecordsPartitionResult::default()
                 .with_partition_index(partition.partition_index);
             partitions.push(match trimmed {
@@ -92,9 +90,15 @@ pub(super) async fn delete_records(
     DeleteRecordsResponse::default().with_topics(topics)
 }
 
-async fn trim(client: &Client, topic: &str, index: i32, before: i64) -> Result<i64, Code> {
+async fn trim(
+    client: &Client,
+    topic: &str,
+    index: i32,
+    before: i64,
+    patience: Patience,
+) -> Result<i64, Code> {
     let log = &client.head.log;
-    let partition = super::partition(log, topic, index)?;
+    let (partition, _) = super::led(client, topic, index, -1, patience).await?;
     let watermarks = log.watermarks(partition).map_err(|error| Code::from(&error))?;
     let before = if before == ALL { watermarks.high } else { before };
     if before < 0 || before > watermarks.high {

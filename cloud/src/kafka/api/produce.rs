@@ -7,6 +7,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use tributary_shared::record::{Batch, BatchError};
 
+use super::Patience;
 use crate::{
     kafka::{
         Client, Head, Numbers,
@@ -89,9 +90,10 @@ pub(in crate::kafka) async fn submit(
     } else if !(-1..=1).contains(&produce.acks) {
         refuse_all = Some((Code::InvalidRequiredAcks, "acks must be 0, 1 or all"));
     }
+    let patience = Patience::begin();
     let mut topics = Vec::with_capacity(produce.topic_data.len());
     for topic in produce.topic_data {
-        let partitions = submit_topic(client, &topic, refuse_all).await;
+        let partitions = submit_topic(client, &topic, refuse_all, patience).await;
         topics.push((topic.name, partitions));
     }
     Ok(Submitted { request, acks: produce.acks, topics })
@@ -113,6 +115,7 @@ async fn submit_topic(
     client: &Client,
     topic: &TopicProduceData,
     refuse_all: Option<(Code, &'static str)>,
+    patience: Patience,
 ) -> Vec<(i32, Outcome)> {
     let stream = client.head.log.stream(&topic.name);
     let mut outcomes = Vec::with_capacity(topic.partition_data.len());
@@ -121,7 +124,7 @@ async fn submit_topic(
             (Some((code, why)), _) => Err(Refusal::Code(code, why)),
             (None, None) => Err(LogError::StreamNotFound(topic.name.to_string()).into()),
             (None, Some(stream)) => {
-                submit_batch(client, stream, data.index, data.records.clone()).await
+                submit_batch(client, stream, data.index, data.records.clone(), patience).await
             }
         };
         let outcome = submitted.unwrap_or_else(|refusal| match refusal {
@@ -138,9 +141,13 @@ async fn submit_batch(
     stream: &Stream,
     index: i32,
     records: Option<Bytes>,
+    patience: Patience,
 ) -> Result<Outcome, Refusal> {
     let index = super::partition_index(stream, index)?;
     let partition = PartitionId::new(stream.id, index);
+    if let Err(code) = client.head.leads(partition, patience).await {
+        return Err(Refusal::Code(code, "another node leads the partition"));
+    }
     let mut records = records.unwrap_or_default();
     if records.is_empty() {
         return Err(Refusal::Code(Code::InvalidRecord, "a batch is needed"));

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::configs;
 use crate::{
     kafka::{
-        Client, NODE,
+        Client,
         error::Code,
         frame::{
             Request, StrBytes, text,
@@ -28,12 +28,26 @@ use crate::{
 type Failure = (Code, String);
 
 fn failed(error: &LogError) -> Failure {
-    (Code::from(error), error.to_string())
+    (Code::of_change(error), error.to_string())
 }
 
-/// Are these replicas just this node?
-pub(super) fn is_here(replicas: &[BrokerId]) -> bool {
-    matches!(replicas, [node] if node.0 == NODE)
+/// Replicas as a client assigns them can only be the one node there is: in a cluster the map places shards.
+pub(super) fn check_assigned<'a>(
+    client: &Client,
+    assigned: impl IntoIterator<Item = &'a Vec<BrokerId>>,
+) -> Result<(), Failure> {
+    let view = client.head.cluster.view();
+    let alone = |node: i32| view.nodes.len() == 1 && node == view.me.0;
+    let fits = |replicas: &Vec<BrokerId>| matches!(replicas[..], [node] if alone(node.0));
+    if assigned.into_iter().all(fits) {
+        return Ok(());
+    }
+    let why = if view.nodes.len() == 1 {
+        "there is one node: assign to it, or leave the assignment out"
+    } else {
+        "the cluster places partitions by itself: leave the assignment out"
+    };
+    Err((Code::InvalidReplicaAssignment, why.to_owned()))
 }
 
 pub(super) async fn create(
@@ -90,7 +104,7 @@ async fn create_one(
     validate_only: bool,
 ) -> Result<Stream, Failure> {
     let log = &client.head.log;
-    let partitions = count(asked)?;
+    let partitions = count(client, asked)?;
     let mut config = StreamConfig::default();
     for entry in &asked.configs {
         let value = entry.value.as_ref().map(StrBytes::as_str);
@@ -114,12 +128,9 @@ async fn create_one(
 }
 
 /// Partitions asked for; `None`: the default.
-fn count(asked: &CreatableTopic) -> Result<Option<u32>, Failure> {
+fn count(client: &Client, asked: &CreatableTopic) -> Result<Option<u32>, Failure> {
     if !asked.assignments.is_empty() {
-        if asked.assignments.iter().any(|assigned| !is_here(&assigned.broker_ids)) {
-            let why = "there is one node: assign to it, or leave the assignment out".to_owned();
-            return Err((Code::InvalidReplicaAssignment, why));
-        }
+        check_assigned(client, asked.assignments.iter().map(|assigned| &assigned.broker_ids))?;
         return Ok(Some(asked.assignments.len() as u32));
     }
     if !matches!(asked.replication_factor, -1 | 1) {

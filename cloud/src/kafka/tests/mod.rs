@@ -15,11 +15,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Settings,
+    Head, Settings,
     frame::{Decodable, Encodable, HeaderVersion},
-    schema, serve,
+    schema,
 };
 use crate::{
+    cluster::{Addresses, Cluster},
     group::{self, Groups},
     log::{Log, testing::test_log},
     status::Status,
@@ -75,7 +76,10 @@ impl Server {
 }
 
 async fn serve_owned(listener: TcpListener, log: Log, groups: Groups, stop: CancellationToken) {
-    serve(listener, Settings::default(), log, groups, &Status::default(), stop).await.unwrap();
+    let cluster = Cluster::alone(Addresses::default(), log.shards());
+    let (settings, status) = (Settings::default(), Status::default());
+    let head = Head::open(settings, log, groups, cluster, &status, stop).await.unwrap();
+    head.serve(listener).await;
 }
 
 /// A client that does exactly what it is told.
