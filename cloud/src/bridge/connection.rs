@@ -292,7 +292,7 @@ impl Connection {
         let (edge, connection) = (self.edge.clone(), self.registration.connection);
         let guard = Guard::Edge { edge, epoch, seq, count, prints, connection };
         let writes = self.known_edge();
-        let transaction = Transaction { appends, guard, writes, index: None };
+        let transaction = Transaction { appends, guard, writes, ..Transaction::default() };
         let pending = log.submit(self.home, transaction).await?;
         self.first_seen_saved = true;
         if let Some(inventory) = inventory {

@@ -1,21 +1,25 @@
-//! The streams there are: made, changed, deleted. Stored in shard 0; which shard a partition lives in is stored, not hashed.
+//! The streams there are: made, changed, deleted. Stored in shard 0, whose owner is the only one that changes them; other nodes
+//! keep a copy. Which shard a partition lives in is stored, not hashed.
 //!
-//! One change at a time; readers see it when it is durable. Change here: what a stream may be. Not here: their records.
+//! One change at a time; readers see it when it is durable. Change here: what a stream may be. Not here: their records, the copy
+//! of all of it (`copy`).
 
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, PoisonError, RwLock},
 };
 
+use tokio::sync::{MutexGuard, watch};
+
 use super::{
-    LogError, PartitionId, Stream, StreamConfig, StreamId,
+    LogError, Opening, Stream, StreamConfig, StreamId,
     inner::Inner,
     keys,
     owner::Shared,
     partition::Partition,
-    stored::{self, StoredStream, Tail},
+    stored::{self, StoredStream},
 };
-use crate::engine::{ScanLimit, Shard, ShardId, Write};
+use crate::engine::{ShardId, Write};
 
 /// A stream's `max_batch_bytes` may be at most this: a batch is in memory as a whole, several times.
 const MAX_BATCH_BYTES: usize = 16 * 1024 * 1024;
@@ -23,25 +27,29 @@ const MAX_BATCH_BYTES: usize = 16 * 1024 * 1024;
 /// The shard of the metadata.
 pub(super) const METADATA: ShardId = ShardId(0);
 
-#[derive(Default)]
 pub(super) struct Catalog {
     names: RwLock<Names>,
     changing: tokio::sync::Mutex<Changing>,
+    /// Of the copy that readers see; `None`: there is none yet.
+    pub version: watch::Sender<Option<u64>>,
 }
 
 #[derive(Default)]
-struct Names {
+pub(super) struct Names {
     by_name: BTreeMap<String, StreamId>,
     by_id: HashMap<StreamId, Arc<Entry>>,
-    partitions: usize,
+    /// Streams with a smaller id that are not there were deleted.
+    pub next_id: u32,
 }
 
 /// What only the one who changes needs.
 #[derive(Default)]
-struct Changing {
+pub(super) struct Changing {
+    /// The opening of shard 0 whose streams these are. Another, or none after a change that failed half-way: the store is asked
+    /// before the next change.
+    pub opening: Option<Opening>,
     next_id: u32,
-    /// A change failed half-way: it may be in the store.
-    doubtful: bool,
+    version: u64,
 }
 
 /// A stream and its partitions.
@@ -50,18 +58,22 @@ pub(super) struct Entry {
     pub partitions: Vec<Arc<Partition>>,
 }
 
-/// What shard 0 says.
-pub(super) struct Stored {
-    next_id: u32,
-    streams: Vec<StoredStream>,
-}
-
 impl Entry {
-    fn stored(&self) -> StoredStream {
+    pub(super) fn stored(&self) -> StoredStream {
         StoredStream {
             stream: (*self.stream).clone(),
             shards: self.partitions.iter().map(|partition| partition.shard.0).collect(),
             deleted: false,
+        }
+    }
+}
+
+impl Default for Catalog {
+    fn default() -> Self {
+        Self {
+            names: RwLock::default(),
+            changing: tokio::sync::Mutex::default(),
+            version: watch::Sender::new(None),
         }
     }
 }
@@ -82,96 +94,68 @@ impl Catalog {
         names.by_name.values().filter_map(|id| names.by_id.get(id)).cloned().collect()
     }
 
-    pub(super) async fn read(shard: &dyn Shard) -> Result<Stored, LogError> {
-        let next_id = shard.get(&keys::next_stream()).await?;
-        let next_id = next_id.map_or(Ok(1), |bytes| stored::decode_counter(&bytes))?;
-        let mut range = keys::streams();
-        let mut streams = Vec::new();
-        loop {
-            let limit = ScanLimit { entries: 1000, bytes: 1024 * 1024 };
-            let page = shard.scan(range.clone(), limit).await?;
-            let Some((last, _)) = page.last() else { break };
-            range.start = [last, &b"\0"[..]].concat().into();
-            for (_, value) in &page {
-                streams.push(StoredStream::decode(value)?);
-            }
-        }
-        Ok(Stored { next_id, streams })
+    /// Of the copy that readers see.
+    pub(super) fn next_id(&self) -> u32 {
+        self.names.read().unwrap_or_else(PoisonError::into_inner).next_id
     }
 
-    /// Takes over what is stored; returns the deleted streams whose keys are still there.
-    pub(super) fn fill(
-        &self,
-        stored: Stored,
-        tails: &HashMap<PartitionId, Tail>,
-        shared: &Shared,
-    ) -> Vec<StoredStream> {
-        if let Ok(mut changing) = self.changing.try_lock() {
-            changing.next_id = stored.next_id;
-        }
-        let (deleted, live): (Vec<_>, Vec<_>) =
-            stored.streams.into_iter().partition(|stream| stream.deleted);
-        for stream in live {
-            self.put(stream, tails, shared);
-        }
-        deleted
+    /// Whether the stream was there once and is no more.
+    pub(super) fn is_deleted(&self, id: StreamId) -> bool {
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        id.0 < names.next_id && !names.by_id.contains_key(&id)
     }
 
-    /// Adds or replaces a stream; partitions that were there stay.
-    fn put(
-        &self,
-        StoredStream { stream, shards, .. }: StoredStream,
-        tails: &HashMap<PartitionId, Tail>,
-        shared: &Shared,
-    ) -> Arc<Stream> {
-        let mut all = shared.partitions.write().unwrap_or_else(PoisonError::into_inner);
-        let partitions: Vec<_> = (0_u32..)
-            .zip(shards)
-            .map(|(index, shard)| {
-                let id = PartitionId::new(stream.id, index);
-                let tail = tails.get(&id).copied().unwrap_or_default();
-                let new = || Partition::new(id, ShardId(shard), &tail);
-                Arc::clone(all.entry(id).or_insert_with(new))
-            })
-            .collect();
+    /// Makes a stream, or what is new of it, visible.
+    pub(super) fn show(&self, entry: Entry) -> Arc<Stream> {
         let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
-        names.partitions = all.len();
-        let stream = Arc::new(stream);
+        let stream = Arc::clone(&entry.stream);
         names.by_name.insert(stream.name.clone(), stream.id);
-        let entry = Entry { stream: Arc::clone(&stream), partitions };
         names.by_id.insert(stream.id, Arc::new(entry));
         stream
     }
 
-    fn remove(&self, entry: &Entry, shared: &Shared) {
+    /// Only when all streams below it are shown.
+    pub(super) fn set_next_id(&self, next_id: u32) {
+        let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
+        names.next_id = names.next_id.max(next_id);
+    }
+
+    pub(super) fn hide(&self, entry: &Entry, shared: &Shared) {
         let mut all = shared.partitions.write().unwrap_or_else(PoisonError::into_inner);
         let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
-        names.by_name.remove(&entry.stream.name);
+        // Another stream may have the name by now.
+        if names.by_name.get(&entry.stream.name) == Some(&entry.stream.id) {
+            names.by_name.remove(&entry.stream.name);
+        }
         names.by_id.remove(&entry.stream.id);
         for partition in &entry.partitions {
             all.remove(&partition.id);
             partition.bury();
         }
-        names.partitions = all.len();
     }
 
-    /// Streams and partitions.
-    fn count(&self) -> (usize, usize) {
-        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
-        (names.by_id.len(), names.partitions)
+    pub(super) async fn lock(&self) -> MutexGuard<'_, Changing> {
+        self.changing.lock().await
+    }
+}
+
+impl Changing {
+    /// What the store says, read in `opening`.
+    pub(super) fn settle(&mut self, opening: Opening, next_id: u32, version: u64) {
+        *self = Self { opening: Some(opening), next_id, version };
     }
 }
 
 impl Inner {
     pub(super) async fn create_stream(
-        &self,
+        self: &Arc<Self>,
         name: &str,
         partitions: Option<u32>,
         config: StreamConfig,
     ) -> Result<Arc<Stream>, LogError> {
         check_name(name)?;
         check_config(&config)?;
-        let mut changing = self.start_change().await?;
+        let (mut changing, opening) = self.start_change().await?;
         if self.catalog.by_name(name).is_some() {
             return Err(LogError::StreamExists(name.into()));
         }
@@ -183,8 +167,6 @@ impl Inner {
         let partitions = partitions.unwrap_or(default);
         self.check_room(1, partitions)?;
         let id = StreamId(changing.next_id);
-        // Streams of few partitions start on different shards.
-        let shard_of = |index| ((u64::from(id.0) + u64::from(index)) % u64::from(shards)) as u16;
         let stored = StoredStream {
             stream: Stream {
                 id,
@@ -193,31 +175,20 @@ impl Inner {
                 partitions,
                 config,
             },
-            shards: (0..partitions).map(shard_of).collect(),
+            shards: (0..partitions).map(|index| shard_of(id, index, shards)).collect(),
             deleted: false,
         };
         // An id is never used twice, whatever becomes of this attempt.
         changing.next_id += 1;
-        let counter = Write::Put(keys::next_stream(), stored::encode_counter(changing.next_id));
-        self.store(&mut changing, stored, vec![counter]).await
-    }
-
-    pub(super) async fn ensure_stream(&self, name: &str) -> Result<Arc<Stream>, LogError> {
-        if let Some(entry) = self.catalog.by_name(name) {
-            return Ok(Arc::clone(&entry.stream));
-        }
-        match self.create_stream(name, None, StreamConfig::default()).await {
-            Err(LogError::StreamExists(_)) => self.existing(name).map(|e| Arc::clone(&e.stream)),
-            other => other,
-        }
+        self.store(&mut changing, opening, stored).await
     }
 
     pub(super) async fn grow_stream(
-        &self,
+        self: &Arc<Self>,
         name: &str,
         partitions: u32,
     ) -> Result<Arc<Stream>, LogError> {
-        let mut changing = self.start_change().await?;
+        let (mut changing, opening) = self.start_change().await?;
         let mut stored = self.existing(name)?.stored();
         let have = stored.stream.partitions;
         let Some(more) = partitions.checked_sub(have) else {
@@ -226,77 +197,92 @@ impl Inner {
         };
         self.check_room(0, more.max(1))?;
         let shards = u32::from(self.engine.shards());
-        let shard_of =
-            |index| ((u64::from(stored.stream.id.0) + u64::from(index)) % u64::from(shards)) as u16;
-        let new: Vec<_> = (have..partitions).map(shard_of).collect();
-        stored.shards.extend(new);
+        let id = stored.stream.id;
+        stored.shards.extend((have..partitions).map(|index| shard_of(id, index, shards)));
         stored.stream.partitions = partitions;
-        self.store(&mut changing, stored, Vec::new()).await
+        self.store(&mut changing, opening, stored).await
     }
 
     pub(super) async fn configure_stream(
-        &self,
+        self: &Arc<Self>,
         name: &str,
         config: StreamConfig,
     ) -> Result<Arc<Stream>, LogError> {
         check_config(&config)?;
-        let mut changing = self.start_change().await?;
+        let (mut changing, opening) = self.start_change().await?;
         let mut stored = self.existing(name)?.stored();
         stored.stream.config = config;
-        self.store(&mut changing, stored, Vec::new()).await
+        self.store(&mut changing, opening, stored).await
     }
 
     pub(super) async fn delete_stream(self: &Arc<Self>, name: &str) -> Result<(), LogError> {
-        let mut changing = self.start_change().await?;
+        let (mut changing, opening) = self.start_change().await?;
         let entry = self.existing(name)?;
-        let stored = StoredStream { deleted: true, ..entry.stored() };
-        let write = Write::Put(keys::stream(stored.stream.id), stored.encode()?);
-        changing.doubtful = true;
-        self.write(METADATA, vec![write]).await?;
-        changing.doubtful = false;
-        self.catalog.remove(&entry, &self.shared);
-        self.remove_in_background(stored);
+        let gone = Write::Delete(keys::stream(entry.stream.id));
+        self.write_change(&mut changing, opening, gone).await?;
+        self.remove_stream(&entry);
+        self.changed(&changing);
         Ok(())
     }
 
-    fn existing(&self, name: &str) -> Result<Arc<Entry>, LogError> {
+    pub(super) fn existing(&self, name: &str) -> Result<Arc<Entry>, LogError> {
         self.catalog.by_name(name).ok_or_else(|| LogError::StreamNotFound(name.into()))
     }
 
-    /// Waits for earlier changes; if one failed, learns what the store has of it.
-    async fn start_change(&self) -> Result<tokio::sync::MutexGuard<'_, Changing>, LogError> {
-        let mut changing = self.catalog.changing.lock().await;
-        if changing.doubtful {
-            let shard = self.handle(METADATA)?.slot.shard()?;
-            let stored = Catalog::read(shard.as_ref()).await?;
-            changing.next_id = changing.next_id.max(stored.next_id);
-            for stream in stored.streams {
-                match self.catalog.by_id(stream.stream.id) {
-                    Some(entry) if stream.deleted => self.catalog.remove(&entry, &self.shared),
-                    None if stream.deleted => {}
-                    _ => drop(self.catalog.put(stream, &HashMap::new(), &self.shared)),
-                }
-            }
-            changing.doubtful = false;
+    /// Waits for earlier changes; learns what the store has, if it is not known.
+    async fn start_change(
+        self: &Arc<Self>,
+    ) -> Result<(MutexGuard<'_, Changing>, Opening), LogError> {
+        let mut changing = self.catalog.lock().await;
+        let (_, opening) = self.opened(METADATA)?;
+        if changing.opening != Some(opening) {
+            self.read_catalog(&mut changing).await?;
         }
-        Ok(changing)
+        // Opened anew meanwhile: the write is refused.
+        Ok((changing, opening))
     }
 
     async fn store(
+        self: &Arc<Self>,
+        changing: &mut Changing,
+        opening: Opening,
+        stored: StoredStream,
+    ) -> Result<Arc<Stream>, LogError> {
+        let write = Write::Put(keys::stream(stored.stream.id), stored.encode()?);
+        self.write_change(changing, opening, write).await?;
+        let stream = self.put(stored).await;
+        self.changed(changing);
+        Ok(stream)
+    }
+
+    /// One change, durably, and with it the number of this version.
+    async fn write_change(
         &self,
         changing: &mut Changing,
-        stored: StoredStream,
-        mut writes: Vec<Write>,
-    ) -> Result<Arc<Stream>, LogError> {
-        writes.push(Write::Put(keys::stream(stored.stream.id), stored.encode()?));
-        changing.doubtful = true;
-        self.write(METADATA, writes).await?;
-        changing.doubtful = false;
-        Ok(self.catalog.put(stored, &HashMap::new(), &self.shared))
+        opening: Opening,
+        write: Write,
+    ) -> Result<(), LogError> {
+        let version = changing.version + 1;
+        let counter = stored::encode_counter(changing.next_id, version);
+        // In doubt until it is known what became of it.
+        changing.opening = None;
+        let writes = vec![write, Write::Put(keys::next_stream(), counter)];
+        self.write(METADATA, opening, writes).await?;
+        changing.opening = Some(opening);
+        changing.version = version;
+        Ok(())
+    }
+
+    /// Who keeps a copy is told.
+    fn changed(&self, changing: &Changing) {
+        self.catalog.set_next_id(changing.next_id);
+        self.catalog.version.send_replace(Some(changing.version));
     }
 
     fn check_room(&self, more_streams: usize, more_partitions: u32) -> Result<(), LogError> {
-        let (streams, partitions) = self.catalog.count();
+        let all = self.catalog.all();
+        let streams = all.len();
+        let partitions: usize = all.iter().map(|entry| entry.partitions.len()).sum();
         let (max_streams, max_partitions) =
             (self.settings.max_streams as usize, self.settings.max_partitions as usize);
         let refuse = |text: String| Err(LogError::BadConfig(text));
@@ -313,6 +299,11 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// Streams of few partitions start on different shards.
+fn shard_of(stream: StreamId, index: u32, shards: u32) -> u16 {
+    ((u64::from(stream.0) + u64::from(index)) % u64::from(shards.max(1))) as u16
 }
 
 fn check_name(name: &str) -> Result<(), LogError> {

@@ -37,6 +37,8 @@ pub(super) enum Change {
     Erase { partition: PartitionId, keys: Vec<Bytes>, to: Offset, bytes: u64 },
     /// Removes keys of a deleted partition.
     Clear { partition: PartitionId, keys: Vec<Bytes> },
+    /// Brings the ends of partitions that came to be known after the shard was opened.
+    Know { partitions: Vec<Arc<Partition>> },
     /// Forgets producers that were not seen since `before_ms`.
     Expire { producers: Vec<(PartitionId, i64)>, before_ms: i64 },
 }
@@ -63,6 +65,8 @@ pub(super) struct Group {
     pub batches: Vec<(Arc<Partition>, Batch)>,
     /// Tails after the group.
     pub tails: BTreeMap<PartitionId, (Arc<Partition>, Tail)>,
+    /// Partitions whose ends readers learn.
+    pub known: Vec<(Arc<Partition>, Tail)>,
     producers: BTreeSet<ProducerKey>,
     edges: BTreeSet<EdgeKey>,
 }
@@ -102,10 +106,6 @@ impl State {
     pub(super) fn new(tails: impl IntoIterator<Item = (PartitionId, Tail)>) -> Self {
         let open = |(id, tail)| (id, OpenTail { tail, unindexed: u64::MAX });
         Self { tails: tails.into_iter().map(open).collect(), ..Self::default() }
-    }
-
-    pub(super) fn tails(&self) -> impl Iterator<Item = (PartitionId, Tail)> {
-        self.tails.iter().map(|(id, open)| (*id, open.tail))
     }
 
     /// What must be taught by [`State::learn_producer`] and [`State::learn_edge`] before `change` is decided.
@@ -166,6 +166,13 @@ impl State {
                         *tail = open.tail;
                     }
                 }
+            }
+            Change::Know { partitions } => {
+                let known = partitions.into_iter().map(|partition| {
+                    let tail = self.open_tail(partition.id).tail;
+                    (partition, tail)
+                });
+                group.known.extend(known);
             }
             Change::Clear { partition, keys } => {
                 self.tails.remove(&partition);

@@ -29,7 +29,7 @@ async fn stream(log: &Log) -> PartitionId {
 
 /// What the engine holds of a partition: its tail, and how many batches and bytes of them.
 async fn stored(log: &Log, partition: PartitionId) -> (Tail, usize, u64) {
-    let shard = log.inner.shards[0].slot.shard().unwrap();
+    let shard = log.inner.shards[0].slot.open().unwrap().0;
     let tail = shard.get(&keys::tail(partition)).await.unwrap().unwrap();
     let limit = ScanLimit { entries: usize::MAX, bytes: usize::MAX };
     let range = ByOffset::Records.range(partition, 0..Offset::MAX);

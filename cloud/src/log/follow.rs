@@ -46,6 +46,12 @@ impl Followers {
         Follower { moved }
     }
 
+    /// Whether there are any.
+    pub(super) fn has_any(&self) -> bool {
+        let list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        list.iter().any(|follower| follower.strong_count() > 0)
+    }
+
     /// `partitions` moved.
     pub(super) fn tell(&self, partitions: &[PartitionId]) {
         self.each(|moved| moved.add(partitions));

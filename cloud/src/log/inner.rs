@@ -6,25 +6,28 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::try_join_all;
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot, watch},
+    sync::{Semaphore, mpsc, oneshot},
     task::JoinHandle,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tributary_shared::{record::Batch, tasks};
 
 use super::{
-    Committed, LogError, PartitionId, Pending, Settings, Transaction,
+    Committed, Lease, LogError, Opening, PartitionId, Pending, Remote, Settings, Transaction,
     catalog::Catalog,
-    decide::{self, Change, Prepared, PreparedAppend, State},
+    decide::{self, Change, Prepared, PreparedAppend},
     keys,
-    owner::{self, Answer, Owner, Request, Shared},
+    owner::{Lost, Order, Owner, Shared},
     partition::{Cache, Partition},
     slot::Slot,
+    writing::{Answer, Inbox, Request},
 };
 use crate::engine::{Engine, Shard, ShardId, Write};
 
 /// Changes that wait for an owner. Their bytes have their own limit: `Settings::in_flight_bytes`.
 const QUEUE: usize = 1024;
+/// Orders that wait for an owner.
+const ORDERS: usize = 16;
 
 /// Bytes that one permit of a shard's room stands for: fewer than 2^32 permits for any setting.
 const ROOM_UNIT: usize = 1024;
@@ -38,11 +41,17 @@ pub(super) struct Inner {
     pub stop: CancellationToken,
     /// Everything beside the owners: retention, removal of deleted streams.
     pub background: TaskTracker,
+    pub lease: Lease,
+    /// The way to other nodes; `None`: there are none.
+    pub remote: Option<Arc<dyn Remote>>,
     owners: Mutex<Vec<JoinHandle<Result<(), LogError>>>>,
 }
 
 pub(super) struct ShardHandle {
     pub slot: Arc<Slot>,
+    /// Partitions that the shard holds and the catalog did not know when it was opened.
+    pub unclaimed: Arc<Mutex<Vec<PartitionId>>>,
+    pub orders: mpsc::Sender<Order>,
     requests: mpsc::Sender<Request>,
     room: Arc<Semaphore>,
     room_permits: u32,
@@ -53,43 +62,43 @@ pub(super) async fn open(
     engine: Arc<dyn Engine>,
     settings: Settings,
 ) -> Result<Arc<Inner>, LogError> {
-    let ids = (0..engine.shards()).map(ShardId);
-    let opened = try_join_all(ids.map(async |id| {
-        let shard = engine.open(id).await?;
-        let tails = owner::read_tails(shard.as_ref()).await?;
-        Ok::<_, LogError>((id, shard, State::new(tails)))
-    }))
-    .await?;
-    let stored = match opened.first() {
-        Some((_, first, _)) => Catalog::read(first.as_ref()).await?,
-        None => return Err(LogError::NotOwner),
-    };
-    let catalog = Catalog::default();
+    let inner = start(engine, settings, Lease::forever(), None);
+    let ids = (0..inner.engine.shards()).map(ShardId);
+    try_join_all(ids.map(|id| inner.take(id))).await?;
+    Ok(inner)
+}
+
+/// A log that owns nothing yet; see [`super::Log::join`].
+pub(super) fn start(
+    engine: Arc<dyn Engine>,
+    settings: Settings,
+    lease: Lease,
+    remote: Option<Arc<dyn Remote>>,
+) -> Arc<Inner> {
     let shared = Arc::new(Shared {
         partitions: std::sync::RwLock::default(),
         cache: Cache::new(settings.cache_bytes),
         followers: super::follow::Followers::default(),
-        lost: watch::Sender::new(None),
+        lost: Lost::default(),
     });
-    let tails = opened.iter().flat_map(|(_, _, state)| state.tails()).collect();
-    let deleted = catalog.fill(stored, &tails, &shared);
     let stop = CancellationToken::new();
-    let (shards, owners) = opened
-        .into_iter()
-        .map(|opening| start_owner(&engine, &settings, &shared, &stop, opening))
-        .unzip();
+    let ids = (0..engine.shards()).map(ShardId);
+    let owner = |id| start_owner(&engine, &settings, &shared, &stop, (id, remote.is_none()));
+    let (shards, owners) = ids.map(owner).unzip();
     let inner = Arc::new(Inner {
         settings,
         engine,
         shared,
         shards,
-        catalog,
+        catalog: Catalog::default(),
         stop,
         background: TaskTracker::new(),
+        lease,
+        remote,
         owners: Mutex::new(owners),
     });
-    inner.start_background(deleted);
-    Ok(inner)
+    inner.start_background();
+    inner
 }
 
 fn start_owner(
@@ -97,23 +106,26 @@ fn start_owner(
     settings: &Settings,
     shared: &Arc<Shared>,
     stop: &CancellationToken,
-    (id, shard, state): (ShardId, Arc<dyn Shard>, State),
+    (id, alone): (ShardId, bool),
 ) -> (ShardHandle, JoinHandle<Result<(), LogError>>) {
     let (sender, requests) = mpsc::channel(QUEUE);
-    let slot = Arc::new(Slot::new(Arc::clone(&shard)));
+    let (orders, told) = mpsc::channel(ORDERS);
+    let slot = Arc::new(Slot::away());
+    let unclaimed = Arc::new(Mutex::default());
     let owner = Owner {
         id,
         engine: Arc::clone(engine),
         shared: Arc::clone(shared),
         slot: Arc::clone(&slot),
-        requests,
-        stop: stop.clone(),
+        inbox: Inbox { requests, orders: told, stop: stop.clone() },
+        unclaimed: Arc::clone(&unclaimed),
+        alone,
     };
     let room_permits =
         u32::try_from(settings.in_flight_bytes / ROOM_UNIT).unwrap_or(1 << 20).max(1);
     let room = Arc::new(Semaphore::new(room_permits as usize));
-    let handle = ShardHandle { slot, requests: sender, room, room_permits };
-    (handle, tasks::critical("shard owner", stop, owner.run(shard, state)))
+    let handle = ShardHandle { slot, unclaimed, orders, requests: sender, room, room_permits };
+    (handle, tasks::critical("shard owner", stop, owner.run()))
 }
 
 impl Inner {
@@ -132,18 +144,22 @@ impl Inner {
         outcome
     }
 
-    pub(super) async fn lost(&self) -> ShardId {
-        let mut lost = self.shared.lost.subscribe();
-        let known = lost.wait_for(Option::is_some).await.map(|shard| *shard);
-        match known {
-            Ok(Some(shard)) => shard,
-            // The sender lives as long as `self`.
-            _ => std::future::pending().await,
-        }
-    }
-
     pub(super) fn handle(&self, shard: ShardId) -> Result<&ShardHandle, LogError> {
         self.shards.get(usize::from(shard.0)).ok_or(LogError::NotOwner)
+    }
+
+    /// The shard, if this node may serve it now, and by which opening.
+    pub(super) fn opened(&self, shard: ShardId) -> Result<(Arc<dyn Shard>, Opening), LogError> {
+        let opened = self.handle(shard)?.slot.open()?;
+        if self.lease.is_valid() { Ok(opened) } else { Err(LogError::NotOwner) }
+    }
+
+    /// A partition that this node may serve now.
+    pub(super) fn served(&self, id: PartitionId) -> Result<Arc<Partition>, LogError> {
+        let partition = self.partition(id)?;
+        let (_, opening) = self.opened(partition.shard)?;
+        // It came to be known after its shard was opened, and its ends are not here yet.
+        if partition.is_known(opening) { Ok(partition) } else { Err(LogError::NotOwner) }
     }
 
     /// A partition that exists.
@@ -152,7 +168,7 @@ impl Inner {
         partitions.get(&id).cloned().ok_or_else(|| self.no_partition(id))
     }
 
-    fn no_partition(&self, id: PartitionId) -> LogError {
+    pub(super) fn no_partition(&self, id: PartitionId) -> LogError {
         match self.catalog.by_id(id.stream()) {
             Some(entry) => LogError::PartitionNotFound(entry.stream.name.clone(), id.index()),
             None => LogError::StreamNotFound(format!("#{}", id.stream().0)),
@@ -172,7 +188,7 @@ impl Inner {
         shard: ShardId,
         transaction: Transaction,
     ) -> Result<Pending, LogError> {
-        let Transaction { appends, guard, writes, index } = transaction;
+        let Transaction { appends, guard, writes, index, opening } = transaction;
         decide::check_keys(&writes)?;
         if let super::Guard::Edge { edge, .. } = &guard
             && !keys::edge_fits(edge)
@@ -186,7 +202,7 @@ impl Inner {
             prepared.push(self.prepare(shard, partition, batch)?);
         }
         let change = Change::Apply(Prepared { appends: prepared, guard, writes, index });
-        self.request(shard, change, bytes).await
+        self.request(shard, opening, change, bytes).await
     }
 
     fn prepare(
@@ -201,6 +217,7 @@ impl Inner {
             .get(id.index() as usize)
             .filter(|partition| partition.shard == shard)
             .ok_or_else(|| self.no_partition(id))?;
+        self.served(id)?;
         let limit = entry.stream.config.max_batch_bytes.unwrap_or(self.settings.max_batch_bytes);
         let size = batch.bytes().len();
         if size > limit {
@@ -210,15 +227,19 @@ impl Inner {
         Ok(PreparedAppend { partition, stream, batch })
     }
 
-    /// Queues a change; waits for room for its `bytes`, in call order.
+    /// Queues a change, for `only_in` if given; waits for room for its `bytes`, in call order.
     pub(super) async fn request(
         &self,
         shard: ShardId,
+        only_in: Option<Opening>,
         change: Change,
         bytes: usize,
     ) -> Result<Pending, LogError> {
         let handle = self.handle(shard)?;
-        let opening = handle.slot.read_mark();
+        let (_, opening) = self.opened(shard)?;
+        if only_in.is_some_and(|only| only != opening) {
+            return Err(LogError::NotOwner);
+        }
         let permits = u32::try_from(bytes.div_ceil(ROOM_UNIT)).unwrap_or(u32::MAX);
         let room = match permits.min(handle.room_permits) {
             0 => None,
@@ -241,14 +262,20 @@ impl Inner {
         shard: ShardId,
         change: Change,
     ) -> Result<Committed, LogError> {
-        self.request(shard, change, 0).await?.await.map_err(|_| LogError::Closed)?
+        self.request(shard, None, change, 0).await?.await.map_err(|_| LogError::Closed)?
     }
 
-    /// Writes keys of the log itself.
-    pub(super) async fn write(&self, shard: ShardId, writes: Vec<Write>) -> Result<(), LogError> {
+    /// Writes keys of the log itself, in that opening of the shard.
+    pub(super) async fn write(
+        &self,
+        shard: ShardId,
+        opening: Opening,
+        writes: Vec<Write>,
+    ) -> Result<(), LogError> {
         let appends = Vec::new();
         let prepared = Prepared { appends, guard: super::Guard::None, writes, index: None };
-        self.change(shard, Change::Apply(prepared)).await.map(drop)
+        let pending = self.request(shard, Some(opening), Change::Apply(prepared), 0).await?;
+        pending.await.map_err(|_| LogError::Closed)?.map(drop)
     }
 }
 

@@ -12,7 +12,9 @@
 //! Change here: order, offsets, durability. Not here: storage (`engine`), protocols (heads), where to route (`route`).
 
 mod catalog;
+mod copy;
 mod decide;
+mod elsewhere;
 pub mod error;
 #[cfg(test)]
 mod fault_tests;
@@ -20,9 +22,11 @@ mod follow;
 mod guard;
 mod inner;
 mod keys;
+pub mod lease;
 #[cfg(test)]
 mod model_tests;
 mod owner;
+mod ownership;
 mod partition;
 mod read;
 pub mod remote;
@@ -36,15 +40,20 @@ pub mod tail;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+mod writing;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+pub use copy::StreamList;
 pub use error::LogError;
 pub use follow::Follower;
 #[cfg(test)]
 pub(crate) use guard::EDGE_BATCHES;
 use inner::Inner;
+pub use lease::Lease;
+pub use remote::{Far, Heard, Remote, StreamChange};
+pub use slot::Opening;
 pub use stream::{Stream, StreamConfig, StreamId};
 use tokio::sync::oneshot;
 use tributary_shared::record::Batch;
@@ -125,6 +134,9 @@ pub struct Transaction {
     pub writes: Vec<Write>,
     /// Head's keys that depend on the offsets. Not called for a duplicate.
     pub index: Option<Index>,
+    /// Only in this opening of the shard, else [`LogError::NotOwner`]: for who keeps state of the shard in memory, which is of
+    /// no use once another node may have changed it.
+    pub opening: Option<Opening>,
 }
 
 /// A durable transaction.
@@ -171,10 +183,92 @@ impl Log {
         &self.inner.settings
     }
 
-    /// Returns when another process has taken a shard over: this one then answers [`LogError::NotOwner`] for it and should
-    /// end.
+    // ---- which shards are here ----
+
+    /// A log of one of several nodes; it owns nothing yet. What is elsewhere it asks of `remote`. When `lease` is over, nothing is
+    /// read or taken here.
+    pub fn join(
+        engine: Arc<dyn Engine>,
+        settings: Settings,
+        remote: Arc<dyn Remote>,
+        lease: Lease,
+    ) -> Self {
+        Self { inner: inner::start(engine, settings, lease, Some(remote)) }
+    }
+
+    /// Opens a shard, fencing whoever had it, and serves it from now on. Nothing if it is open.
+    pub async fn take(&self, shard: ShardId) -> Result<(), LogError> {
+        self.inner.take(shard).await
+    }
+
+    /// Gives a shard up: nothing new is taken, what was submitted is made durable and answered. Then another may open it.
+    pub async fn release(&self, shard: ShardId) -> Result<(), LogError> {
+        self.inner.release(shard).await
+    }
+
+    /// Waits for the next shard that was lost: another process took it over, or its store failed. Each is told once; calls for
+    /// it answer [`LogError::NotOwner`]. A single node should end; in a cluster [`Log::take`] brings it back if it is still
+    /// this node's.
     pub async fn lost(&self) -> ShardId {
-        self.inner.lost().await
+        self.inner.shared.lost.next().await
+    }
+
+    /// Whether a shard is served here now: open, and the lease not over.
+    pub fn is_here(&self, shard: ShardId) -> bool {
+        self.opening(shard).is_some()
+    }
+
+    /// [`Log::is_here`], and which opening it is: state kept in memory is of one opening.
+    pub fn opening(&self, shard: ShardId) -> Option<Opening> {
+        self.inner.opening(shard)
+    }
+
+    /// Waits until a shard is served here.
+    pub async fn here(&self, shard: ShardId) -> Result<Opening, LogError> {
+        self.inner.here(shard).await
+    }
+
+    /// Returns when a shard is not served here by `opening` any more.
+    pub async fn gone(&self, shard: ShardId, opening: Opening) {
+        self.inner.gone(shard, opening).await;
+    }
+
+    // ---- copies of what other nodes own ----
+
+    /// All streams as known here; `None`: nothing is known yet. At the owner of shard 0 they are what there is.
+    pub fn catalog(&self) -> Option<StreamList> {
+        self.inner.stream_list()
+    }
+
+    /// Waits until more is known of the streams than version `after`, and returns it.
+    pub async fn catalog_changed(&self, after: Option<u64>) -> Result<StreamList, LogError> {
+        self.inner.newer_list(after).await
+    }
+
+    /// Takes over what the owner of shard 0 said; older than what is known: nothing.
+    pub async fn learn(&self, list: StreamList) {
+        self.inner.learn(list).await;
+    }
+
+    /// A change of the streams for another node; only the owner of shard 0 does it, all others answer [`LogError::NotOwner`].
+    pub async fn change_here(&self, change: StreamChange) -> Result<(), LogError> {
+        self.inner.apply(change).await.map(drop)
+    }
+
+    /// Partitions of shards that are not here, each with the end that was last heard of (`None`: nothing yet).
+    pub fn elsewhere(&self) -> Vec<(Far, Option<Offset>)> {
+        self.inner.elsewhere()
+    }
+
+    /// What the owner of a partition said of it: moves the end known here and wakes followers. Of a partition that is here:
+    /// nothing.
+    pub fn heard(&self, partition: PartitionId, heard: Heard) {
+        self.inner.heard(partition, heard);
+    }
+
+    /// Whether somebody follows: then the ends of partitions elsewhere are to be heard of.
+    pub fn is_followed(&self) -> bool {
+        self.inner.shared.followers.has_any()
     }
 
     // ---- streams ----
@@ -186,12 +280,16 @@ impl Log {
         partitions: Option<u32>,
         config: StreamConfig,
     ) -> Result<Arc<Stream>, LogError> {
-        self.inner.create_stream(name, partitions, config).await
+        self.change_stream(StreamChange::Create { name: name.into(), partitions, config }).await
     }
 
-    /// The stream, made with default settings if it is not there.
+    /// The stream, made with default settings if it is not there. Waits a while if nobody can make it now.
     pub async fn ensure_stream(&self, name: &str) -> Result<Arc<Stream>, LogError> {
         self.inner.ensure_stream(name).await
+    }
+
+    async fn change_stream(&self, change: StreamChange) -> Result<Arc<Stream>, LogError> {
+        self.inner.change_streams(change).await?.ok_or(LogError::NotOwner)
     }
 
     /// By name.
@@ -211,7 +309,7 @@ impl Log {
 
     /// Adds partitions up to `partitions`.
     pub async fn grow_stream(&self, name: &str, partitions: u32) -> Result<Arc<Stream>, LogError> {
-        self.inner.grow_stream(name, partitions).await
+        self.change_stream(StreamChange::Grow { name: name.into(), partitions }).await
     }
 
     /// Changes a stream's settings.
@@ -220,12 +318,12 @@ impl Log {
         name: &str,
         config: StreamConfig,
     ) -> Result<Arc<Stream>, LogError> {
-        self.inner.configure_stream(name, config).await
+        self.change_stream(StreamChange::Configure { name: name.into(), config }).await
     }
 
     /// Deletes a stream; its records go in the background.
     pub async fn delete_stream(&self, name: &str) -> Result<(), LogError> {
-        self.inner.delete_stream(name).await
+        self.inner.change_streams(StreamChange::Delete { name: name.into() }).await.map(drop)
     }
 
     /// Shards there are.
@@ -283,7 +381,8 @@ impl Log {
     // ---- reading ----
 
     /// Whole batches from the one that contains `from` on, below the high watermark, about `max_bytes` but at least one;
-    /// empty at the high watermark. Out of range: [`LogError::OffsetOutOfRange`]. Recent batches come from memory.
+    /// empty at the high watermark. Out of range: [`LogError::OffsetOutOfRange`]. Recent batches come from memory. Only what is
+    /// here: see [`Log::read_anywhere`].
     pub async fn read(
         &self,
         partition: PartitionId,
@@ -293,12 +392,28 @@ impl Log {
         self.inner.read(partition, from, max_bytes).await
     }
 
-    /// Start and end of a partition.
-    pub fn watermarks(&self, partition: PartitionId) -> Result<Watermarks, LogError> {
-        self.inner.partition(partition).map(|partition| partition.watermarks())
+    /// [`Log::read`]; of a partition elsewhere what was heard of it, or else what its owner answers.
+    pub async fn read_anywhere(
+        &self,
+        partition: PartitionId,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<Vec<Batch>, LogError> {
+        self.inner.read_anywhere(partition, from, max_bytes).await
     }
 
-    /// Returns when the partition's high watermark is above `seen` (at once if it is).
+    /// [`Log::watermarks`]; of a partition elsewhere as last heard. Nothing heard yet: [`LogError::NotOwner`].
+    pub fn watermarks_anywhere(&self, partition: PartitionId) -> Result<Watermarks, LogError> {
+        self.inner.watermarks_anywhere(partition)
+    }
+
+    /// Start and end of a partition that is here.
+    pub fn watermarks(&self, partition: PartitionId) -> Result<Watermarks, LogError> {
+        self.inner.watermarks(partition)
+    }
+
+    /// Returns when the partition's high watermark is above `seen` (at once if it is), or with [`LogError::NotOwner`] when it
+    /// leaves.
     pub async fn wait_above(
         &self,
         partition: PartitionId,

@@ -68,6 +68,7 @@ impl Client {
             guard,
             writes: Vec::new(),
             index: Some(Box::new(index)),
+            opening: None,
         }
     }
 

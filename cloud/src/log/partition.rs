@@ -1,17 +1,20 @@
 //! A partition as readers see it: how far it can be read, and its recent batches in memory.
 //!
-//! In: what became durable, from its shard's owner. Out: marks, waiting, cached batches. All partitions share one budget of
+//! In: what became durable, from its shard's owner here or elsewhere. Out: marks, waiting, cached batches. All partitions share one budget of
 //! cached bytes; the oldest batch of all goes first. Not here: what is not durable yet (`decide`), the engine (`read`).
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use tokio::sync::watch;
 use tributary_shared::record::Batch;
 
-use super::{Offset, PartitionId, Watermarks, stored::Tail};
+use super::{Offset, PartitionId, Watermarks, slot::Opening, stored::Tail};
 use crate::engine::ShardId;
 
 /// What readers may know of a partition; durable.
@@ -31,6 +34,10 @@ pub(super) struct Partition {
     marks: watch::Sender<Marks>,
     recent: Mutex<VecDeque<Recent>>,
     retained: Mutex<Retained>,
+    /// Number of the opening of its shard that brought its ends; 0 = none yet.
+    known: AtomicU64,
+    /// Its ends were heard of, from its shard here or from its owner elsewhere.
+    heard: AtomicBool,
 }
 
 /// What the last run of retention found, so that the next one need not read.
@@ -49,20 +56,44 @@ struct Recent {
 }
 
 impl Partition {
-    pub(super) fn new(id: PartitionId, shard: ShardId, tail: &Tail) -> Arc<Self> {
-        let marks = Marks {
-            start: tail.start,
-            high: tail.next,
-            max_timestamp_ms: tail.max_timestamp_ms,
-            gone: false,
-        };
+    /// Nothing is known of its ends yet.
+    pub(super) fn new(id: PartitionId, shard: ShardId) -> Arc<Self> {
+        let marks = Marks { start: 0, high: 0, max_timestamp_ms: i64::MIN, gone: false };
         Arc::new(Self {
             id,
             shard,
             marks: watch::Sender::new(marks),
             recent: Mutex::default(),
             retained: Mutex::default(),
+            known: AtomicU64::new(0),
+            heard: AtomicBool::new(false),
         })
+    }
+
+    /// Its marks are those of this opening of its shard.
+    pub(super) fn know(&self, opening: Opening) {
+        self.heard.store(true, Ordering::Release);
+        self.known.store(opening.0, Ordering::Release);
+    }
+
+    pub(super) fn is_known(&self, opening: Opening) -> bool {
+        self.known.load(Ordering::Acquire) == opening.0
+    }
+
+    /// Its owner elsewhere said so; durable there.
+    pub(super) fn hear(&self, said: Watermarks) {
+        self.marks.send_if_modified(|marks| {
+            let before = *marks;
+            marks.start = marks.start.max(said.start);
+            marks.high = marks.high.max(said.high);
+            before != *marks
+        });
+        self.heard.store(true, Ordering::Release);
+    }
+
+    /// Whether anything is known of its ends.
+    pub(super) fn is_heard(&self) -> bool {
+        self.heard.load(Ordering::Acquire)
     }
 
     pub(super) fn marks(&self) -> Marks {

@@ -3,13 +3,13 @@
 //! Records come from memory or from the engine, always below the high watermark. State is answered only once it is durable.
 //! Not here: what memory keeps (`partition`).
 
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use bytes::Bytes;
 use tributary_shared::record::Batch;
 
 use super::{
-    LogError, Offset, PartitionId, StateSpace,
+    LogError, Offset, PartitionId, StateSpace, Watermarks,
     follow::Follower,
     inner::Inner,
     keys::{self, ByOffset},
@@ -34,10 +34,9 @@ impl Inner {
         from: Offset,
         max_bytes: usize,
     ) -> Result<Vec<Batch>, LogError> {
-        let partition = self.partition(id)?;
+        let partition = self.served(id)?;
         let marks = partition.marks();
         check_range(from, marks)?;
-        self.handle(partition.shard)?.slot.shard()?;
         if from == marks.high {
             return Ok(Vec::new());
         }
@@ -76,8 +75,20 @@ impl Inner {
         range: std::ops::Range<Bytes>,
         limit: ScanLimit,
     ) -> Result<Vec<(Bytes, Bytes)>, LogError> {
-        let slot = &self.handle(shard)?.slot;
-        slot.shard()?.scan(range, limit).await.map_err(|error| slot.explain(error))
+        let (open, _) = self.opened(shard)?;
+        open.scan(range, limit).await.map_err(|error| self.explain(shard, error))
+    }
+
+    /// What an error of the engine means to a reader.
+    pub(super) fn explain(&self, shard: ShardId, error: EngineError) -> LogError {
+        match self.handle(shard) {
+            Ok(handle) => handle.slot.explain(error),
+            Err(refused) => refused,
+        }
+    }
+
+    pub(super) fn watermarks(&self, id: PartitionId) -> Result<Watermarks, LogError> {
+        self.served(id).map(|partition| partition.watermarks())
     }
 
     pub(super) async fn wait_above(
@@ -85,11 +96,13 @@ impl Inner {
         id: PartitionId,
         seen: Offset,
     ) -> Result<Offset, LogError> {
-        let partition = self.partition(id)?;
+        let partition = self.served(id)?;
+        let (_, opening) = self.opened(partition.shard)?;
         let mut watch = partition.watch();
         let moved = watch.wait_for(|marks| marks.high > seen || marks.gone);
         let marks = tokio::select! {
             moved = moved => *moved.map_err(|_| LogError::Closed)?,
+            () = self.gone(partition.shard, opening) => return Err(LogError::NotOwner),
             () = self.stop.cancelled() => return Err(LogError::Closed),
         };
         if marks.gone {
@@ -120,7 +133,7 @@ impl Inner {
         id: PartitionId,
         timestamp_ms: i64,
     ) -> Result<Option<(Offset, i64)>, LogError> {
-        let partition = self.partition(id)?;
+        let partition = self.served(id)?;
         let marks = partition.marks();
         if marks.max_timestamp_ms < timestamp_ms {
             return Ok(None);
@@ -205,11 +218,10 @@ impl Inner {
         space: StateSpace,
         key: &[u8],
     ) -> Result<Option<Bytes>, LogError> {
-        let slot = &self.handle(shard)?.slot;
-        let read = slot.read_mark();
-        let value = slot.shard()?.get(&keys::state(space, key)).await;
-        let value = value.map_err(|error| slot.explain(error))?;
-        slot.landed(read).await?;
+        let (open, opening) = self.opened(shard)?;
+        let value = open.get(&keys::state(space, key)).await;
+        let value = value.map_err(|error| self.explain(shard, error))?;
+        self.handle(shard)?.slot.landed(opening).await?;
         Ok(value)
     }
 
@@ -232,15 +244,15 @@ impl Inner {
         range: std::ops::Range<Bytes>,
         limit: ScanLimit,
     ) -> Result<Vec<(Bytes, Bytes)>, LogError> {
-        let slot = Arc::clone(&self.handle(shard)?.slot);
-        let read = slot.read_mark();
-        let found = self.scan(shard, range, limit).await?;
-        slot.landed(read).await?;
+        let (open, opening) = self.opened(shard)?;
+        let found = open.scan(range, limit).await;
+        let found = found.map_err(|error| self.explain(shard, error))?;
+        self.handle(shard)?.slot.landed(opening).await?;
         Ok(found)
     }
 }
 
-fn check_range(from: Offset, marks: Marks) -> Result<(), LogError> {
+pub(super) fn check_range(from: Offset, marks: Marks) -> Result<(), LogError> {
     let Marks { start, high, .. } = marks;
     if from < start || from > high {
         return Err(LogError::OffsetOutOfRange { asked: from, start, high });

@@ -4,7 +4,7 @@
 //! the next run removes. Change here: what goes when. Not here: the offsets (`decide`).
 
 use std::{
-    sync::{Arc, Weak},
+    sync::{Arc, PoisonError, Weak},
     time::Duration,
 };
 
@@ -14,7 +14,7 @@ use tributary_shared::{record::Batch, tasks};
 
 use super::{
     LogError, Offset, PartitionId, Watermarks,
-    catalog::{Entry, METADATA},
+    catalog::Entry,
     decide::Change,
     guard::Producer,
     inner::Inner,
@@ -22,9 +22,9 @@ use super::{
     now_ms,
     partition::Partition,
     read::end_of,
-    stored::{StoredStream, Tail},
+    stored::Tail,
 };
-use crate::engine::{ScanLimit, ShardId, Write};
+use crate::engine::{ScanLimit, ShardId};
 
 /// One step of removal: keys of one engine write, and bytes read to find them.
 const STEP: ScanLimit = ScanLimit { entries: 512, bytes: 4 * 1024 * 1024 };
@@ -35,11 +35,8 @@ const PRODUCER_EXPIRES_MS: i64 = 86_400_000;
 const PRODUCERS_EVERY: Duration = Duration::from_hours(1);
 
 impl Inner {
-    /// Starts retention, and goes on with the removal of `deleted` streams.
-    pub(super) fn start_background(self: &Arc<Self>, deleted: Vec<StoredStream>) {
-        for stream in deleted {
-            self.remove_in_background(stream);
-        }
+    /// Starts retention.
+    pub(super) fn start_background(self: &Arc<Self>) {
         let every = Duration::from_millis(self.settings.retention_interval_ms.max(1));
         let (weak, stop) = (Arc::downgrade(self), self.stop.clone());
         let work = self.background.track_future(async move {
@@ -70,7 +67,7 @@ impl Inner {
         id: PartitionId,
         before: Offset,
     ) -> Result<Watermarks, LogError> {
-        let partition = self.partition(id)?;
+        let partition = self.served(id)?;
         let Watermarks { start, high } = partition.watermarks();
         if before > high || before < 0 {
             return Err(LogError::OffsetOutOfRange { asked: before, start, high });
@@ -84,17 +81,24 @@ impl Inner {
     pub(super) async fn run_retention(&self, now_ms: i64, producers: bool) -> Result<(), LogError> {
         for entry in self.catalog.all() {
             for partition in &entry.partitions {
+                if self.served(partition.id).is_err() {
+                    continue;
+                }
                 match self.retain(&entry, partition, now_ms).await {
                     Ok(()) => {}
-                    // Deleted meanwhile.
+                    // Deleted meanwhile; or its shard went, and retention is its new owner's.
                     Err(_) if partition.marks().gone => {}
+                    Err(LogError::NotOwner) => {}
                     Err(error) => return Err(error),
                 }
             }
         }
         let shards = if producers { self.engine.shards() } else { 0 };
         for shard in 0..shards {
-            self.expire_producers(ShardId(shard), now_ms - PRODUCER_EXPIRES_MS).await?;
+            match self.expire_producers(ShardId(shard), now_ms - PRODUCER_EXPIRES_MS).await {
+                Ok(()) | Err(LogError::NotOwner) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }
@@ -193,9 +197,9 @@ impl Inner {
     }
 
     async fn tail(&self, partition: &Partition) -> Result<Tail, LogError> {
-        let slot = &self.handle(partition.shard)?.slot;
-        let stored = slot.shard()?.get(&keys::tail(partition.id)).await;
-        match stored.map_err(|error| slot.explain(error))? {
+        let (shard, _) = self.opened(partition.shard)?;
+        let stored = shard.get(&keys::tail(partition.id)).await;
+        match stored.map_err(|error| self.explain(partition.shard, error))? {
             Some(bytes) => Tail::decode(&bytes),
             None => Ok(Tail::default()),
         }
@@ -261,44 +265,68 @@ impl Inner {
         }
     }
 
-    /// Removes the keys of a deleted stream, then the stream's own.
-    pub(super) fn remove_in_background(self: &Arc<Self>, stream: StoredStream) {
+    /// Hides a deleted stream and removes its keys from the shards that are here; other shards' owners do the same.
+    pub(super) fn remove_stream(self: &Arc<Self>, entry: &Entry) {
+        self.catalog.hide(entry, &self.shared);
+        let here = entry.partitions.iter().filter(|p| self.opening(p.shard).is_some());
+        self.remove_in_background(here.map(|p| (p.id, p.shard)).collect());
+    }
+
+    /// Removes what shards that are here hold of streams that were deleted while nobody could, or that a stop left.
+    pub(super) fn sweep_unclaimed(self: &Arc<Self>) {
+        let mut gone = Vec::new();
+        for (shard, handle) in (0..).map(ShardId).zip(&self.shards) {
+            let mut unclaimed = handle.unclaimed.lock().unwrap_or_else(PoisonError::into_inner);
+            // What is of no stream known yet may be of one that is to be learnt.
+            gone.extend(
+                unclaimed
+                    .extract_if(.., |id| self.catalog.is_deleted(id.stream()))
+                    .map(|id| (id, shard)),
+            );
+        }
+        self.remove_in_background(gone);
+    }
+
+    fn remove_in_background(self: &Arc<Self>, gone: Vec<(PartitionId, ShardId)>) {
+        if gone.is_empty() {
+            return;
+        }
         let (inner, stop) = (Arc::clone(self), self.stop.clone());
         let work = self.background.track_future(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                done = inner.remove(&stream) => if let Err(error) = done {
-                    let name = &stream.stream.name;
-                    warn!(%error, name, "removal of a deleted stream goes on at the next start");
+            for (partition, shard) in gone {
+                let done = tokio::select! {
+                    () = stop.cancelled() => return,
+                    done = inner.remove(partition, shard) => done,
+                };
+                if let Err(error) = done {
+                    let id = partition.0;
+                    warn!(%error, id, "removal of a deleted partition goes on when its shard is opened next");
                 }
             }
         });
         drop(tasks::spawn("removal of a stream", work));
     }
 
-    async fn remove(&self, stored: &StoredStream) -> Result<(), LogError> {
-        for (index, shard) in (0..).zip(&stored.shards) {
-            let (partition, shard) = (PartitionId::new(stored.stream.id, index), ShardId(*shard));
-            // Behind everything that was submitted before the deletion.
-            self.change(shard, Change::Clear { partition, keys: Vec::new() }).await?;
-            let all = 0..Offset::MAX;
-            for range in [
-                ByOffset::Records.range(partition, all.clone()),
-                ByOffset::Index.range(partition, all),
-                keys::producers_of(partition),
-            ] {
-                loop {
-                    let found = self.scan(shard, range.clone(), STEP).await?;
-                    if found.is_empty() {
-                        break;
-                    }
-                    let keys = found.into_iter().map(|(key, _)| key).collect();
-                    self.change(shard, Change::Clear { partition, keys }).await?;
+    /// The tail goes last: it says that there is something to remove.
+    async fn remove(&self, partition: PartitionId, shard: ShardId) -> Result<(), LogError> {
+        // Behind everything that was submitted before the deletion.
+        self.change(shard, Change::Clear { partition, keys: Vec::new() }).await?;
+        let all = 0..Offset::MAX;
+        for range in [
+            ByOffset::Records.range(partition, all.clone()),
+            ByOffset::Index.range(partition, all),
+            keys::producers_of(partition),
+        ] {
+            loop {
+                let found = self.scan(shard, range.clone(), STEP).await?;
+                if found.is_empty() {
+                    break;
                 }
+                let keys = found.into_iter().map(|(key, _)| key).collect();
+                self.change(shard, Change::Clear { partition, keys }).await?;
             }
-            let keys = vec![keys::tail(partition)];
-            self.change(shard, Change::Clear { partition, keys }).await?;
         }
-        self.write(METADATA, vec![Write::Delete(keys::stream(stored.stream.id))]).await
+        let keys = vec![keys::tail(partition)];
+        self.change(shard, Change::Clear { partition, keys }).await.map(drop)
     }
 }

@@ -178,16 +178,19 @@ impl StoredStream {
     }
 }
 
-/// The next stream id.
-pub(super) fn encode_counter(value: u32) -> Bytes {
-    let mut out = BytesMut::with_capacity(5);
+/// The next stream id, and how often the streams have changed.
+pub(super) fn encode_counter(next_id: u32, version: u64) -> Bytes {
+    let mut out = BytesMut::with_capacity(13);
     out.put_u8(FORMAT);
-    out.put_u32(value);
+    out.put_u32(next_id);
+    out.put_u64(version);
     out.freeze()
 }
 
-pub(super) fn decode_counter(bytes: &[u8]) -> Result<u32, LogError> {
-    Ok(body(bytes, "counter", 4)?.get_u32())
+/// An earlier release did not count the changes.
+pub(super) fn decode_counter(bytes: &[u8]) -> Result<(u32, u64), LogError> {
+    let mut body = body(bytes, "counter", 4)?;
+    Ok((body.get_u32(), body.try_get_u64().unwrap_or(0)))
 }
 
 /// What follows the format byte, at least `len` bytes.
@@ -234,7 +237,7 @@ mod tests {
         edge.push(Seen { count: 3, print: 7 });
         edge.push(Seen { count: u32::MAX, print: 0 });
         assert_eq!(Edge::decode(&edge.encode()).unwrap(), edge);
-        assert_eq!(decode_counter(&encode_counter(9)).unwrap(), 9);
+        assert_eq!(decode_counter(&encode_counter(9, 4)).unwrap(), (9, 4));
         let stream = StoredStream {
             stream: Stream {
                 id: StreamId(4),

@@ -93,14 +93,8 @@ async fn a_deleted_stream_leaves_no_keys_even_if_the_process_stops_meanwhile() {
     log.close().await.unwrap();
     let log = log_on(&engine).await;
     assert!(log.streams().is_empty());
-    while log
-        .inner
-        .scan(ShardId(0), keys::streams(), ScanLimit { entries: 1, bytes: 1 })
-        .await
-        .unwrap()
-        .len()
-        == 1
-    {
+    let one = ScanLimit { entries: 1, bytes: 1 };
+    while !log.inner.scan(ShardId(0), keys::tails(), one).await.unwrap().is_empty() {
         tokio::task::yield_now().await;
     }
     log.close().await.unwrap();
@@ -248,7 +242,8 @@ async fn a_refused_transaction_leaves_no_trace() {
         let key = Log::state_key(StateSpace::Meta, b"k");
         let writes = vec![Write::Put(key, Bytes::new())];
         let guard = Guard::Producer;
-        log.commit(ShardId(0), Transaction { appends, guard, writes, index: None }).await
+        log.commit(ShardId(0), Transaction { appends, guard, writes, ..Transaction::default() })
+            .await
     };
     // The second batch has a gap: the first is refused with it.
     let refused = commit(vec![sent(0), sent(2)]).await;

@@ -39,9 +39,7 @@ use super::{
 };
 use crate::{
     engine::ShardId,
-    log::{
-        Append, Guard, Log, LogError, Offset, PartitionId, StateSpace, StreamConfig, Transaction,
-    },
+    log::{Append, Log, LogError, Offset, PartitionId, StateSpace, StreamConfig, Transaction},
     route::{PartitionRule, Routing, TOPIC_HEADER, Target},
 };
 
@@ -345,7 +343,7 @@ impl Owner {
         let of_index = layout.clone();
         let index = move |bases: &[Offset]| index(&skips, &partitions, bases, &of_index, &fresh);
         let index = (!layout.is_empty()).then(|| Box::new(index) as crate::log::Index);
-        Ok((Transaction { appends, guard: Guard::None, writes, index }, layout))
+        Ok((Transaction { appends, writes, index, ..Transaction::default() }, layout))
     }
 
     fn stored(&mut self, mut plan: Plan, result: Stored) -> Result<(), LogError> {

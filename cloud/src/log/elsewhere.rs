@@ -1,0 +1,108 @@
+//! Partitions of shards that are not here: reading them from their owners, and what was heard of them.
+//!
+//! What an owner says is durable, so it is true for ever; only how much there is more may be old. Marks never fall.
+//! Not here: the way there (`remote`), partitions here (`read`).
+
+use std::sync::{Arc, PoisonError};
+
+use tributary_shared::record::Batch;
+
+use super::{
+    Far, Heard, LogError, Offset, PartitionId, StreamList, Watermarks, inner::Inner,
+    partition::Partition, read::check_range,
+};
+
+impl Inner {
+    pub(super) async fn newer_list(&self, after: Option<u64>) -> Result<StreamList, LogError> {
+        let mut versions = self.catalog.version.subscribe();
+        loop {
+            let newer = versions.wait_for(|version| *version > after);
+            tokio::select! {
+                newer = newer => drop(newer.map_err(|_| LogError::Closed)?),
+                () = self.stop.cancelled() => return Err(LogError::Closed),
+            }
+            if let Some(list) = self.stream_list() {
+                return Ok(list);
+            }
+        }
+    }
+
+    pub(super) async fn read_anywhere(
+        &self,
+        id: PartitionId,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<Vec<Batch>, LogError> {
+        let (Err(LogError::NotOwner), Some(remote)) = (self.served(id), self.remote.as_ref())
+        else {
+            return self.read(id, from, max_bytes).await;
+        };
+        let partition = self.partition(id)?;
+        let marks = partition.marks();
+        if partition.is_heard() {
+            if from == marks.high {
+                return Ok(Vec::new());
+            }
+            if from >= marks.start
+                && let Some(batches) = partition.cached(from, marks.high, max_bytes)
+            {
+                return Ok(batches);
+            }
+        }
+        let heard = remote.read(&self.far(&partition)?, from, max_bytes).await?;
+        let batches = heard.batches.clone();
+        // Kept apart from what comes in order: a read of old records is no news.
+        self.heard(id, Heard { batches: Vec::new(), ..heard });
+        if batches.is_empty() {
+            check_range(from, partition.marks())?;
+        }
+        Ok(batches)
+    }
+
+    pub(super) fn watermarks_anywhere(&self, id: PartitionId) -> Result<Watermarks, LogError> {
+        let partition = self.partition(id)?;
+        match self.served(id) {
+            Err(LogError::NotOwner) if partition.is_heard() => Ok(partition.watermarks()),
+            served => served.map(|partition| partition.watermarks()),
+        }
+    }
+
+    pub(super) fn elsewhere(&self) -> Vec<(Far, Option<Offset>)> {
+        let partitions: Vec<_> = {
+            let all = self.shared.partitions.read().unwrap_or_else(PoisonError::into_inner);
+            all.values().cloned().collect()
+        };
+        let far = |partition: Arc<Partition>| {
+            if self.opening(partition.shard).is_some() {
+                return None;
+            }
+            let high = partition.is_heard().then(|| partition.marks().high);
+            Some((self.far(&partition).ok()?, high))
+        };
+        partitions.into_iter().filter_map(far).collect()
+    }
+
+    fn far(&self, partition: &Partition) -> Result<Far, LogError> {
+        let id = partition.id;
+        let entry = self.catalog.by_id(id.stream()).ok_or_else(|| self.no_partition(id))?;
+        let stream = Arc::clone(&entry.stream);
+        Ok(Far { partition: id, stream, shard: partition.shard })
+    }
+
+    pub(super) fn heard(&self, id: PartitionId, heard: Heard) {
+        let Ok(partition) = self.partition(id) else { return };
+        if self.handle(partition.shard).is_ok_and(|handle| handle.slot.open().is_ok()) {
+            return;
+        }
+        let (known, before) = (partition.is_heard(), partition.marks());
+        for batch in heard.batches {
+            let base = batch.header().base_offset;
+            self.shared.cache.push(&partition, base, batch);
+        }
+        partition.hear(heard.marks);
+        let after = partition.marks();
+        if after != before || !known {
+            self.shared.followers.tell(&[id]);
+        }
+    }
+}
