@@ -29,7 +29,7 @@ use crate::{
     bridge::Bridge,
     cluster::{Addresses, Cluster},
     config::{Config, Listen},
-    engine::{self, EngineError},
+    engine::{self, EngineError, Sharing},
     enrol::{Enrol, EnrolError, est},
     group::Groups,
     kafka,
@@ -206,7 +206,7 @@ fn said(head: &str, ended: Result<(), impl std::fmt::Display>) -> String {
 
 async fn open(config: &Config) -> Result<Log, AppError> {
     let url = || config.data.clone();
-    let engine = engine::connect(&config.data, &config.engine)
+    let (engine, _) = engine::open(&config.data, &config.engine, Sharing::Alone)
         .await
         .map_err(|error| AppError::Engine { url: url(), error })?;
     let log = Log::open(engine, config.log.clone()).await;

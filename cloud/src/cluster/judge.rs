@@ -9,10 +9,8 @@ use std::collections::BTreeMap;
 use super::map::Incarnation;
 
 /// See the module. Times are ms of one monotonic clock.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Judge {
-    /// Most that the time between two looks counts.
-    gap_max: u64,
     /// When the last look began.
     looked: Option<u64>,
     seen: BTreeMap<Incarnation, Seen>,
@@ -27,19 +25,16 @@ struct Seen {
 }
 
 impl Judge {
-    /// Has seen nothing. Looks are about `interval_ms` apart.
-    pub fn new(interval_ms: u64) -> Self {
-        Self { gap_max: interval_ms.saturating_mul(2), looked: None, seen: BTreeMap::new() }
-    }
-
-    /// A look that began at `began` found these last heartbeats of `lives`; of those without any, none.
+    /// A look that began at `began` found these last heartbeats of `lives`; of those without any, none. Of the time since the
+    /// look before counts `gap_max`.
     pub fn look(
         &mut self,
         began: u64,
+        gap_max: u64,
         lives: impl IntoIterator<Item = Incarnation>,
         found: &BTreeMap<Incarnation, u64>,
     ) {
-        let gap = self.looked.map_or(0, |looked| began.saturating_sub(looked)).min(self.gap_max);
+        let gap = self.looked.map_or(0, |looked| began.saturating_sub(looked)).min(gap_max);
         self.looked = Some(self.looked.map_or(began, |looked| looked.max(began)));
         let mut seen = BTreeMap::new();
         for life in lives {
@@ -78,12 +73,12 @@ mod tests {
 
     fn look(judge: &mut Judge, at: u64, beats: &[(&str, u64)]) {
         let found = beats.iter().map(|(name, last)| (life(name), *last)).collect();
-        judge.look(at, beats.iter().map(|(name, _)| life(name)), &found);
+        judge.look(at, 1000, beats.iter().map(|(name, _)| life(name)), &found);
     }
 
     #[test]
     fn silence_is_the_time_between_looks_that_saw_the_same() {
-        let mut judge = Judge::new(500);
+        let mut judge = Judge::default();
         assert_eq!(judge.silence(&life("a")), None);
         look(&mut judge, 0, &[("a", 1), ("b", 1)]);
         look(&mut judge, 500, &[("a", 2), ("b", 1)]);
@@ -96,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_judge_that_slept_or_doubts_has_seen_no_silence() {
-        let mut judge = Judge::new(500);
+        let mut judge = Judge::default();
         look(&mut judge, 0, &[("a", 1)]);
         look(&mut judge, 60_000, &[("a", 1)]);
         assert_eq!(judge.silence(&life("a")), Some((1000, 1)));
@@ -108,14 +103,14 @@ mod tests {
 
     #[test]
     fn an_old_list_is_no_news_and_who_never_beat_is_silent_from_the_first_look() {
-        let mut judge = Judge::new(500);
-        judge.look(0, [life("a"), life("b")], &BTreeMap::from([(life("a"), 5)]));
-        judge.look(500, [life("a"), life("b")], &BTreeMap::from([(life("a"), 4)]));
+        let mut judge = Judge::default();
+        judge.look(0, 1000, [life("a"), life("b")], &BTreeMap::from([(life("a"), 5)]));
+        judge.look(500, 1000, [life("a"), life("b")], &BTreeMap::from([(life("a"), 4)]));
         assert_eq!(judge.silence(&life("a")), Some((500, 5)));
         assert_eq!(judge.silence(&life("b")), Some((500, 0)));
         // A look that began earlier and was answered later adds nothing.
-        judge.look(400, [life("a"), life("b")], &BTreeMap::from([(life("a"), 5)]));
-        judge.look(600, [life("a")], &BTreeMap::from([(life("a"), 5)]));
+        judge.look(400, 1000, [life("a"), life("b")], &BTreeMap::from([(life("a"), 5)]));
+        judge.look(600, 1000, [life("a")], &BTreeMap::from([(life("a"), 5)]));
         assert_eq!(judge.silence(&life("a")), Some((600, 5)));
         assert_eq!(judge.silence(&life("b")), None, "nobody asks for it any more");
     }

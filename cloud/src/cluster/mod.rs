@@ -12,9 +12,15 @@
 
 pub mod judge;
 pub mod map;
+pub mod member;
 pub mod placement;
 pub mod settings;
+pub mod store;
+pub mod task;
 pub mod view;
 
 pub use settings::Settings;
 pub use view::{Addresses, Cluster, Leader, Node, NodeId, View};
+
+#[cfg(test)]
+mod tests;

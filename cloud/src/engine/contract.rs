@@ -202,7 +202,11 @@ async fn a_closed_shard_keeps_everything_and_refuses_more(place: &dyn Place) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Settings, connect, memory::MemoryEngine, slate::SlateEngine};
+    use crate::engine::{Settings, Sharing, memory::MemoryEngine, open, slate::SlateEngine};
+
+    async fn connect(url: &str, settings: &Settings) -> Result<Arc<dyn Engine>, EngineError> {
+        open(url, settings, Sharing::Alone).await.map(|(engine, _)| engine)
+    }
 
     #[async_trait]
     impl Place for MemoryEngine {
@@ -269,6 +273,23 @@ mod tests {
         let refused = connect(&url, &three).await.err().unwrap().to_string();
         assert!(refused.contains("was made with 2 shards"), "{refused}");
         assert_eq!(connect(&url, &Settings::default()).await.unwrap().shards(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_folder_is_one_clusters_or_one_single_nodes() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", folder.path().display());
+        let settings = Settings::default();
+        let first = open(&url, &settings, Sharing::Cluster).await.unwrap();
+        let second = open(&url, &settings, Sharing::Cluster).await.unwrap();
+        assert_eq!(second.0.shards(), 8, "new data of a cluster");
+        let refused = connect(&url, &settings).await.err().unwrap().to_string();
+        assert!(refused.contains("another tributary-cloud serves it"), "{refused}");
+        drop((first, second));
+        let alone = connect(&url, &settings).await.unwrap();
+        let refused = open(&url, &settings, Sharing::Cluster).await.err().unwrap().to_string();
+        assert!(refused.contains("without --node"), "{refused}");
+        drop(alone);
     }
 
     #[tokio::test]

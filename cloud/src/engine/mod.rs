@@ -12,6 +12,7 @@ use std::{ops::Range, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use slatedb::object_store::{ObjectStore, path::Path};
 
 /// Number of a shard: 0 to `Engine::shards() - 1`. Shard 0 also holds the metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -109,17 +110,43 @@ tributary_shared::settings! {
     }
 }
 
-/// The engine at `url`: `file:///path`, `s3://bucket/prefix` or `memory://`. The error is a sentence for the operator.
-pub async fn connect(url: &str, settings: &Settings) -> Result<Arc<dyn Engine>, EngineError> {
-    if url == "memory://" {
-        return Ok(Arc::new(memory::MemoryEngine::new(settings.shards.max(1))));
-    }
-    if let Some(path) = url.strip_prefix("file://") {
-        return Ok(Arc::new(slate::SlateEngine::folder(url, path, settings).await?));
-    }
-    if let Some(rest) = url.strip_prefix("s3://") {
-        return Ok(Arc::new(slate::SlateEngine::bucket(url, rest, settings).await?));
-    }
-    let text = format!("`{url}` is not file:///path, s3://bucket/prefix or memory://");
-    Err(EngineError::Store(text))
+/// Who else may open the same data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// Nobody.
+    Alone,
+    /// The other nodes of a cluster.
+    Cluster,
+}
+
+/// Where the objects of an engine lie.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The store.
+    pub objects: Arc<dyn ObjectStore>,
+    /// All keys begin with it.
+    pub prefix: Path,
+    /// As in errors.
+    pub url: String,
+}
+
+/// The engine at `url`: `file:///path`, `s3://bucket/prefix` or `memory://`, and where it lies if others can reach it. The
+/// error is a sentence for the operator.
+pub async fn open(
+    url: &str,
+    settings: &Settings,
+    sharing: Sharing,
+) -> Result<(Arc<dyn Engine>, Option<Place>), EngineError> {
+    let slate = if url == "memory://" {
+        return Ok((Arc::new(memory::MemoryEngine::new(settings.shards.max(1))), None));
+    } else if let Some(path) = url.strip_prefix("file://") {
+        slate::SlateEngine::folder(url, path, settings, sharing).await?
+    } else if let Some(rest) = url.strip_prefix("s3://") {
+        slate::SlateEngine::bucket(url, rest, settings, sharing).await?
+    } else {
+        let text = format!("`{url}` is not file:///path, s3://bucket/prefix or memory://");
+        return Err(EngineError::Store(text));
+    };
+    let place = slate.place();
+    Ok((Arc::new(slate), Some(place)))
 }

@@ -27,7 +27,8 @@ use store::Store;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    CommitId, Engine, EngineError, ScanLimit, Settings, Shard, ShardId, Write, segment_len,
+    CommitId, Engine, EngineError, Place, ScanLimit, Settings, Shard, ShardId, Sharing, Write,
+    segment_len,
 };
 
 /// Scans of at most this many bytes leave their blocks in the cache: marks and state, not a consumer that catches up.
@@ -48,13 +49,23 @@ pub struct SlateEngine {
 
 impl SlateEngine {
     /// `file:///path`, checked and locked.
-    pub async fn folder(url: &str, path: &str, settings: &Settings) -> Result<Self, EngineError> {
-        Self::start(store::folder(url, path)?, settings).await
+    pub async fn folder(
+        url: &str,
+        path: &str,
+        settings: &Settings,
+        sharing: Sharing,
+    ) -> Result<Self, EngineError> {
+        Self::start(store::folder(url, path, sharing)?, settings, sharing).await
     }
 
     /// `s3://bucket/prefix`, checked.
-    pub async fn bucket(url: &str, rest: &str, settings: &Settings) -> Result<Self, EngineError> {
-        Self::start(store::bucket(url, rest, settings)?, settings).await
+    pub async fn bucket(
+        url: &str,
+        rest: &str,
+        settings: &Settings,
+        sharing: Sharing,
+    ) -> Result<Self, EngineError> {
+        Self::start(store::bucket(url, rest, settings)?, settings, sharing).await
     }
 
     /// On any object store that several processes can reach.
@@ -62,11 +73,21 @@ impl SlateEngine {
         objects: Arc<dyn ObjectStore>,
         settings: &Settings,
     ) -> Result<Self, EngineError> {
-        Self::start(store::objects(objects), settings).await
+        Self::start(store::objects(objects), settings, Sharing::Cluster).await
     }
 
-    async fn start(mut store: Store, settings: &Settings) -> Result<Self, EngineError> {
-        let shards = store.prepare(settings.shards).await?;
+    /// Where the objects lie, for what others keep there.
+    pub fn place(&self) -> Place {
+        let (url, prefix) = (self.store.url.clone(), self.store.prefix.clone());
+        Place { objects: Arc::clone(&self.store.objects), prefix, url }
+    }
+
+    async fn start(
+        mut store: Store,
+        settings: &Settings,
+        sharing: Sharing,
+    ) -> Result<Self, EngineError> {
+        let shards = store.prepare(settings.shards, sharing).await?;
         let bytes = u64::from(settings.block_cache_mib) * 1024 * 1024;
         let moka = |max_capacity| {
             let options = MokaCacheOptions { max_capacity, ..MokaCacheOptions::default() };

@@ -18,7 +18,7 @@ use slatedb::object_store::{
 };
 
 use super::tuning::Medium;
-use crate::engine::{EngineError, Settings};
+use crate::engine::{EngineError, Settings, Sharing};
 
 /// Version of everything under the prefix.
 const FORMAT: u32 = 1;
@@ -43,8 +43,8 @@ struct Format {
     shards: u16,
 }
 
-/// `file:///path`: made if missing; one process at a time.
-pub(super) fn folder(url: &str, path: &str) -> Result<Store, EngineError> {
+/// `file:///path`: made if missing; one process at a time, or many that are one cluster.
+pub(super) fn folder(url: &str, path: &str, sharing: Sharing) -> Result<Store, EngineError> {
     let refuse = |what: &str, error: &dyn std::fmt::Display| {
         EngineError::Store(format!("{url}: {what}: {error}"))
     };
@@ -55,10 +55,20 @@ pub(super) fn folder(url: &str, path: &str) -> Result<Store, EngineError> {
     std::fs::create_dir_all(&folder).map_err(|e| refuse("the folder cannot be made", &e))?;
     let lock = File::create(folder.join("lock"))
         .map_err(|e| refuse("the folder cannot be written", &e))?;
-    match lock.try_lock() {
+    let locked = match sharing {
+        Sharing::Alone => lock.try_lock(),
+        Sharing::Cluster => lock.try_lock_shared(),
+    };
+    match locked {
         Ok(()) => {}
         Err(std::fs::TryLockError::WouldBlock) => {
-            return Err(refuse("the folder is in use", &"another tributary-cloud serves it"));
+            let other = match sharing {
+                Sharing::Alone => "another tributary-cloud serves it",
+                Sharing::Cluster => {
+                    "a tributary-cloud without --node serves it; stop that one first"
+                }
+            };
+            return Err(refuse("the folder is in use", &other));
         }
         Err(std::fs::TryLockError::Error(e)) => {
             return Err(refuse("the folder cannot be locked", &e));
@@ -109,10 +119,10 @@ pub(super) fn objects(objects: Arc<dyn ObjectStore>) -> Store {
 
 impl Store {
     /// Probes the store, then reads or makes the format object. Returns the number of shards.
-    pub(super) async fn prepare(&self, shards: u16) -> Result<u16, EngineError> {
+    pub(super) async fn prepare(&self, shards: u16, sharing: Sharing) -> Result<u16, EngineError> {
         let prepared = async {
             self.probe().await?;
-            self.shards(shards).await
+            self.shards(shards, sharing).await
         };
         tokio::time::timeout(ANSWER_WITHIN, prepared)
             .await
@@ -131,9 +141,13 @@ impl Store {
         self.refuse(&format!("{doing}: {error}"))
     }
 
-    async fn shards(&self, wanted: u16) -> Result<u16, EngineError> {
+    async fn shards(&self, wanted: u16, sharing: Sharing) -> Result<u16, EngineError> {
         let path = self.child("tributary.json");
-        let shards = if wanted == 0 { self.medium.default_shards() } else { wanted };
+        let default = match sharing {
+            Sharing::Alone => self.medium.default_shards(),
+            Sharing::Cluster => Medium::Bucket.default_shards(),
+        };
+        let shards = if wanted == 0 { default } else { wanted };
         let format = Format { format: FORMAT, shards };
         let body = serde_json::to_vec(&format).map_err(|e| self.refuse(&e.to_string()))?;
         let create = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
