@@ -1,8 +1,8 @@
 //! Consumer groups of the classic protocol: who is a member, who gets what, what has been read.
 //!
 //! Holds: a handle to all groups, one task a group that is in use. A task hands every event to `state` (pure), which
-//! answers what to send to whom; offsets and generations are durable in the log before anybody is told. A restart reads a
-//! group when it is first asked for: until then, questions wait.
+//! answers what to send to whom; offsets and generations are durable in the log before anybody is told. A group lives in its
+//! home shard: when that leaves, its task ends, and where it is opened the group is read when it is first asked for.
 //! In: joins, syncs, heartbeats, leaves, commits. Out: answers. Change here: how groups are found, begun and ended.
 //! Not here: the rules of the protocol (`state`, `rebalance`), wire codes (`kafka::error`).
 
@@ -186,10 +186,12 @@ impl Groups {
         }))
     }
 
-    /// All groups by name, with or without members.
+    /// All groups whose home is here by name, with or without members.
     pub async fn list(&self) -> Result<Vec<(String, Description)>, GroupError> {
         let mut found = BTreeMap::new();
         let mut running: BTreeSet<String> = self.lock().keys().cloned().collect();
+        let log = &self.shared.log;
+        running.retain(|group| log.is_here(log.home_shard(group)));
         for (group, record) in stored::records(&self.shared.log).await? {
             if record.empty_since_ms.is_none() {
                 running.insert(group.clone());
@@ -266,6 +268,8 @@ impl Groups {
     /// The group's task, begun if there is none.
     fn task(&self, group: &str) -> Result<mpsc::Sender<Command>, GroupError> {
         let limit = self.shared.settings.groups_max;
+        let shard = self.shared.log.home_shard(group);
+        let opening = self.shared.log.opening(shard).ok_or(LogError::NotOwner)?;
         let mut groups = self.lock();
         if let Some(task) = groups.get(group) {
             return Ok(task.clone());
@@ -275,7 +279,8 @@ impl Groups {
         }
         let (task, commands) = mpsc::channel(QUEUE);
         groups.insert(group.to_owned(), task.clone());
-        let run = Task::new(group.to_owned(), Arc::clone(&self.shared)).run(commands);
+        let run =
+            Task::new(group.to_owned(), (shard, opening), Arc::clone(&self.shared)).run(commands);
         // Its death ends only this group: the next question begins it anew.
         drop(tasks::spawn("group", self.shared.tasks.track_future(run)));
         Ok(task)
@@ -302,7 +307,11 @@ impl Groups {
         for (group, record) in stored::records(&self.shared.log).await? {
             let oldest = task::wall_ms().saturating_sub(retention_ms);
             if record.empty_since_ms.is_none_or(|since| since <= oldest) {
-                self.ask(&group, |answer| Command::Expire(retention_ms, answer)).await?;
+                match self.ask(&group, |answer| Command::Expire(retention_ms, answer)).await {
+                    // It left meanwhile.
+                    Err(GroupError::Restarting | GroupError::Log(LogError::NotOwner)) => {}
+                    done => done?,
+                }
             }
         }
         Ok(())

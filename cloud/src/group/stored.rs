@@ -234,25 +234,35 @@ pub(super) async fn get(log: &Log, group: &str) -> Result<Option<Stored>, LogErr
     Ok(value.map(|value| read(group, &value)))
 }
 
-/// Every group that is remembered, of all shards.
+/// Every group that is remembered, of all shards that are here.
 pub(super) async fn records(log: &Log) -> Result<Vec<(String, GroupRecord)>, LogError> {
     let mut found = Vec::new();
-    for shard in 0..log.shards() {
-        let mut after: Option<Bytes> = None;
-        loop {
-            let page = log
-                .state_scan(ShardId(shard), StateSpace::Group, &[], after.as_deref(), PAGE)
-                .await?;
-            let Some((last, _)) = page.last() else { break };
-            after = Some(last.clone());
-            found.extend(page.iter().map(|(key, value)| {
-                let group = String::from_utf8_lossy(key).into_owned();
-                let record = read(&group, value).record;
-                (group, record)
-            }));
+    for shard in (0..log.shards()).map(ShardId).filter(|shard| log.is_here(*shard)) {
+        match records_of(log, shard, &mut found).await {
+            // It left meanwhile, and its groups with it.
+            Ok(()) | Err(LogError::NotOwner) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(found)
+}
+
+async fn records_of(
+    log: &Log,
+    shard: ShardId,
+    found: &mut Vec<(String, GroupRecord)>,
+) -> Result<(), LogError> {
+    let mut after: Option<Bytes> = None;
+    loop {
+        let page = log.state_scan(shard, StateSpace::Group, &[], after.as_deref(), PAGE).await?;
+        let Some((last, _)) = page.last() else { return Ok(()) };
+        after = Some(last.clone());
+        found.extend(page.iter().map(|(key, value)| {
+            let group = String::from_utf8_lossy(key).into_owned();
+            let record = read(&group, value).record;
+            (group, record)
+        }));
+    }
 }
 
 #[cfg(test)]

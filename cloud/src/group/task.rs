@@ -1,7 +1,8 @@
 //! The task of one group: commands in, `state` decides, answers out; deadlines; offsets and generations to the log.
 //!
 //! In: [`Command`]s over a bounded queue. Out: answers, commits. Begins with what the log remembers of the group. Ends itself
-//! when the group has been empty and quiet, and when it cannot store: then what is stored is true, not what it thinks.
+//! when the group has been empty and quiet, when it cannot store, and when its shard leaves: then what is stored is true, not
+//! what it thinks.
 //! Change here: how a group is run. Not here: rules (`state`), finding the task (`super`).
 
 use std::{
@@ -22,8 +23,8 @@ use super::{
     stored::{self, GroupRecord, Stored},
 };
 use crate::{
-    engine::Write,
-    log::{Committed, LogError, PartitionId, Pending, Transaction},
+    engine::{ShardId, Write},
+    log::{Committed, LogError, Opening, PartitionId, Pending, Transaction},
 };
 
 /// An empty group's task ends after so long without a command.
@@ -68,6 +69,8 @@ pub(super) struct Task {
     group: String,
     shared: std::sync::Arc<Shared>,
     state: State,
+    /// Where it lives, and the opening of that shard that its state is of.
+    home: (ShardId, Opening),
     started: Instant,
     started_ms: i64,
     tickets: u64,
@@ -81,7 +84,12 @@ pub(super) struct Task {
 }
 
 impl Task {
-    pub(super) fn new(group: String, shared: std::sync::Arc<Shared>) -> Self {
+    /// Of the opening of its shard that `home` names.
+    pub(super) fn new(
+        group: String,
+        home: (ShardId, Opening),
+        shared: std::sync::Arc<Shared>,
+    ) -> Self {
         let settings = &shared.settings;
         let limits = Limits {
             members: settings.members_max,
@@ -93,6 +101,7 @@ impl Task {
         Self {
             group,
             state: State::new(limits),
+            home,
             started: Instant::now(),
             started_ms: wall_ms(),
             shared,
@@ -105,7 +114,8 @@ impl Task {
         }
     }
 
-    /// Runs until the group is empty and quiet, cannot be stored, or the process stops.
+    /// Runs until the group is empty and quiet, cannot be stored, its shard leaves, or the process stops. Who still waits for an
+    /// answer asks again.
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         match stored::get(&self.shared.log, &self.group).await {
             Ok(None) => {}
@@ -118,6 +128,9 @@ impl Task {
                 return;
             }
         }
+        let (log, (shard, opening)) = (self.shared.log.clone(), self.home);
+        let gone = log.gone(shard, opening);
+        tokio::pin!(gone);
         loop {
             let wake = match self.state.next_deadline() {
                 Some(at) => self.started + Duration::from_millis(at),
@@ -126,6 +139,10 @@ impl Task {
             let done = tokio::select! {
                 biased;
                 () = self.shared.stop.cancelled() => return,
+                () = &mut gone => {
+                    self.shared.forget(&self.group);
+                    return;
+                }
                 durable = next_durable(&mut self.held), if !self.held.is_empty() => {
                     self.release(durable)
                 }
@@ -286,9 +303,12 @@ impl Task {
     }
 
     async fn submit(&self, writes: Vec<Write>) -> Result<Pending, GroupError> {
-        let shard = self.shared.log.home_shard(&self.group);
-        let transaction = Transaction { writes, ..Transaction::default() };
-        Ok(self.shared.log.submit(shard, transaction).await?)
+        Ok(self.shared.log.submit(self.home.0, self.transaction(writes)).await?)
+    }
+
+    /// What another node may have changed since is not overwritten.
+    fn transaction(&self, writes: Vec<Write>) -> Transaction {
+        Transaction { writes, opening: Some(self.home.1), ..Transaction::default() }
     }
 
     async fn commit(
@@ -340,7 +360,6 @@ impl Task {
         partitions: &[PartitionId],
         record_too: bool,
     ) -> Result<(), GroupError> {
-        let shard = self.shared.log.home_shard(&self.group);
         let mut writes: Vec<Write> = partitions
             .iter()
             .map(|partition| Write::Delete(offsets::key(&self.group, *partition)))
@@ -349,8 +368,7 @@ impl Task {
             writes.push(stored::delete(&self.group));
         }
         for some in writes.chunks(REMOVALS) {
-            let transaction = Transaction { writes: some.to_vec(), ..Transaction::default() };
-            self.shared.log.commit(shard, transaction).await?;
+            self.shared.log.commit(self.home.0, self.transaction(some.to_vec())).await?;
         }
         if record_too {
             self.record = None;

@@ -106,7 +106,7 @@ impl Head {
 
     /// Waits until the shard is served here, as long as it is to be; returns its epoch.
     async fn serves(&self, shard: ShardId, Patience(until): Patience) -> Result<i32, Elsewhere> {
-        let here = |view: &View| view.is_mine(shard) && self.is_here(shard);
+        let here = |view: &View| view.is_mine(shard) && self.log.is_here(shard);
         let view = self.cluster.view();
         if here(&view) {
             return Ok(view.leader(shard).epoch);
@@ -128,15 +128,13 @@ impl Head {
             };
             tokio::select! {
                 () = changed => {}
+                opened = self.log.here(shard) => if opened.is_err() {
+                    return Err(Elsewhere::Opening);
+                },
                 () = sleep_until(until) => return Err(Elsewhere::Opening),
                 () = self.stop.cancelled() => return Err(Elsewhere::Opening),
             }
         }
-    }
-
-    #[allow(clippy::unused_self, reason = "shards do not leave yet")]
-    fn is_here(&self, _shard: ShardId) -> bool {
-        true
     }
 }
 

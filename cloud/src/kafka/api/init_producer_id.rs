@@ -1,12 +1,15 @@
 //! InitProducerId (22): an id for an idempotent producer, never given before. Transactions are refused.
 
-use crate::kafka::{
-    Client,
-    error::Code,
-    frame::wire::{
-        init_producer_id_request::InitProducerIdRequest,
-        init_producer_id_response::InitProducerIdResponse,
+use crate::{
+    kafka::{
+        Client,
+        error::Code,
+        frame::wire::{
+            init_producer_id_request::InitProducerIdRequest,
+            init_producer_id_response::InitProducerIdResponse,
+        },
     },
+    log::LogError,
 };
 
 pub(super) async fn answer(
@@ -26,6 +29,8 @@ pub(super) async fn answer(
         Ok(id) => {
             InitProducerIdResponse::default().with_producer_id(id.into()).with_producer_epoch(0)
         }
+        // No shard is here to count them in: another node has one.
+        Err(LogError::NotOwner) => refused(Code::CoordinatorLoadInProgress),
         Err(error) => refused(Code::from(&error)),
     }
 }

@@ -15,11 +15,11 @@ use crate::{
     log::testing::test_log,
 };
 
-fn at_once() -> group::Settings {
+pub(super) fn at_once() -> group::Settings {
     group::Settings { initial_rebalance_delay_ms: 0, ..group::Settings::default() }
 }
 
-fn join(member_id: &str) -> JoinGroupRequest {
+pub(super) fn join(member_id: &str) -> JoinGroupRequest {
     use join_group_request::*;
     let protocol = JoinGroupRequestProtocol::default()
         .with_name(text("range"))
@@ -34,13 +34,16 @@ fn join(member_id: &str) -> JoinGroupRequest {
 }
 
 /// Joins as KIP-394 wants it.
-async fn enter(client: &mut Wire) -> JoinGroupResponse {
+pub(super) async fn enter(client: &mut Wire) -> JoinGroupResponse {
     let told: JoinGroupResponse = client.ask(JOIN_GROUP, 5, &join("")).await;
     assert_eq!(told.error_code, 79);
     client.ask(JOIN_GROUP, 5, &join(&told.member_id)).await
 }
 
-fn sync(joined: &JoinGroupResponse, shares: &[(&str, &'static [u8])]) -> SyncGroupRequest {
+pub(super) fn sync(
+    joined: &JoinGroupResponse,
+    shares: &[(&str, &'static [u8])],
+) -> SyncGroupRequest {
     use sync_group_request::*;
     let assignments = shares.iter().map(|(member, share)| {
         SyncGroupRequestAssignment::default()
@@ -54,7 +57,7 @@ fn sync(joined: &JoinGroupResponse, shares: &[(&str, &'static [u8])]) -> SyncGro
         .with_assignments(assignments.collect())
 }
 
-async fn heartbeat(client: &mut Wire, joined: &JoinGroupResponse) -> i16 {
+pub(super) async fn heartbeat(client: &mut Wire, joined: &JoinGroupResponse) -> i16 {
     let request = HeartbeatRequest::default()
         .with_group_id(GroupId(text("g")))
         .with_generation_id(joined.generation_id)
@@ -63,7 +66,7 @@ async fn heartbeat(client: &mut Wire, joined: &JoinGroupResponse) -> i16 {
     answer.error_code
 }
 
-fn commit(generation: i32, member: &str, offset: i64) -> OffsetCommitRequest {
+pub(super) fn commit(generation: i32, member: &str, offset: i64) -> OffsetCommitRequest {
     use offset_commit_request::*;
     let partition = OffsetCommitRequestPartition::default().with_committed_offset(offset);
     let topic = OffsetCommitRequestTopic::default()
@@ -76,7 +79,7 @@ fn commit(generation: i32, member: &str, offset: i64) -> OffsetCommitRequest {
         .with_topics(vec![topic])
 }
 
-async fn committed(client: &mut Wire) -> i64 {
+pub(super) async fn committed(client: &mut Wire) -> i64 {
     let request = OffsetFetchRequest::default().with_group_id(GroupId(text("g"))).with_topics(None);
     let answer: OffsetFetchResponse = client.ask(OFFSET_FETCH, 7, &request).await;
     answer.topics.first().map_or(-1, |topic| topic.partitions[0].committed_offset)

@@ -5,6 +5,7 @@ mod groups;
 mod produce_fetch;
 mod samples;
 mod sweep;
+mod two_nodes;
 mod wrong_peers;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -45,11 +46,16 @@ impl Server {
     }
 
     async fn over(log: Log, groups: group::Settings) -> Self {
+        let cluster = Cluster::alone(Addresses::default(), log.shards());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::of(log, groups, cluster, listener)
+    }
+
+    fn of(log: Log, groups: group::Settings, cluster: Cluster, listener: TcpListener) -> Self {
         let stop = CancellationToken::new();
         let groups = Groups::open(log.clone(), groups, stop.clone());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let head = serve_owned(listener, log.clone(), groups, stop.clone());
+        let head = serve_owned(listener, log.clone(), groups, cluster, stop.clone());
         drop(tributary_shared::tasks::spawn("kafka head under test", head));
         Self { log, address, stop }
     }
@@ -75,8 +81,13 @@ impl Server {
     }
 }
 
-async fn serve_owned(listener: TcpListener, log: Log, groups: Groups, stop: CancellationToken) {
-    let cluster = Cluster::alone(Addresses::default(), log.shards());
+async fn serve_owned(
+    listener: TcpListener,
+    log: Log,
+    groups: Groups,
+    cluster: Cluster,
+    stop: CancellationToken,
+) {
     let (settings, status) = (Settings::default(), Status::default());
     let head = Head::open(settings, log, groups, cluster, &status, stop).await.unwrap();
     head.serve(listener).await;
