@@ -4,7 +4,7 @@
 
 use tributary_shared::{net, telemetry};
 
-use crate::{amqp, bridge, cluster, engine, enrol, group, kafka, log, mqtt, route::Rule};
+use crate::{amqp, bridge, cluster, engine, enrol, group, kafka, log, mqtt, peer, route::Rule};
 
 tributary_shared::settings! {
     /// Addresses of the listeners. Port 0 picks a free one. Beyond loopback TLS and authentication are needed.
@@ -59,6 +59,8 @@ tributary_shared::settings! {
         pub listeners: Vec<net::listener::Settings> = Vec::new(),
         /// The cluster: many nodes over one bucket (or one shared folder, for trials).
         pub cluster: cluster::Settings = cluster::Settings::default(),
+        /// Nodes among themselves: how they prove who they are, on `listen.peer`.
+        pub peer: peer::Settings = peer::Settings::default(),
         /// Storage: where the shards lie and how they are written.
         pub engine: engine::Settings = engine::Settings::default(),
         /// The log: limits and defaults of streams.

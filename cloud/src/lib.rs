@@ -15,6 +15,7 @@ pub mod kafka;
 pub mod listen;
 pub mod log;
 pub mod mqtt;
+pub mod peer;
 pub mod queue;
 pub mod route;
 pub mod status;

@@ -73,7 +73,7 @@ fn read(setting: &'static str, file: &str) -> Result<Vec<u8>, LoadError> {
 }
 
 /// Says so when others on this machine can read a file with secrets.
-pub(crate) fn warn_if_open(file: &Path) {
+pub fn warn_if_open(file: &Path) {
     use std::os::unix::fs::PermissionsExt as _;
     if let Ok(data) = fs::metadata(file)
         && data.permissions().mode() & 0o007 != 0

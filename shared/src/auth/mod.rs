@@ -19,8 +19,8 @@ mod throttle;
 pub mod token;
 
 pub use certificate::Certificate;
-pub use files::LoadError;
-pub(crate) use files::warn_if_open;
+pub use files::{LoadError, warn_if_open};
+
 pub use identify::{
     Binding, Exchange, Holds, Identities, Identity, Method, Refusal, Settings, Shown,
 };

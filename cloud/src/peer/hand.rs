@@ -1,0 +1,116 @@
+//! Handing a client's connection on to the node that serves its shard, and letting it go when that changes.
+//!
+//! In: a shard, and for whom. Out: [`Reached`]. Change here: how long a client waits for an owner.
+//! Not here: what is sent before the client's own bytes (`proxy`).
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy_bidirectional},
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Header, Peers, Stream, Unreachable, count};
+use crate::{
+    cluster::{NodeId, View},
+    engine::ShardId,
+};
+
+/// A client waits so long for a shard to have an owner that answers: a take-over is done by then, and clients still wait.
+const OWNER: Duration = Duration::from_secs(8);
+/// Between attempts, unless the map changes.
+const AGAIN_AFTER: Duration = Duration::from_millis(250);
+
+/// Where a shard is served.
+pub enum Reached {
+    /// By this node, as far as the map says.
+    Here,
+    /// By another, which has the header already.
+    There(Away),
+    /// By nobody that answered in time: refuse, so that the client comes again.
+    Nobody,
+}
+
+/// A connection to an owner, for a client.
+pub struct Away {
+    stream: Stream,
+    changes: watch::Receiver<Arc<View>>,
+    shard: ShardId,
+    owner: NodeId,
+}
+
+impl Peers {
+    /// Whether this node owns `shard`, as far as the map says.
+    pub fn is_mine(&self, shard: ShardId) -> bool {
+        self.cluster.view().is_mine(shard)
+    }
+
+    /// Connects a client to who serves `shard`; waits a while for somebody to do so.
+    pub async fn reach(&self, shard: ShardId, header: &Header) -> Reached {
+        let mut changes = self.cluster.changes();
+        let deadline = Instant::now() + OWNER;
+        let mut last: Option<Unreachable> = None;
+        loop {
+            let view = changes.borrow_and_update().clone();
+            if view.is_mine(shard) {
+                return Reached::Here;
+            }
+            if let Some(node) = view.owner(shard) {
+                match self.connect(node, header).await {
+                    Ok(stream) => {
+                        count(&self.counters.handed_on);
+                        return Reached::There(Away { stream, changes, shard, owner: node.id });
+                    }
+                    Err(error) => last = Some(error),
+                }
+            }
+            if Instant::now() >= deadline || matches!(last, Some(Unreachable::Header(_))) {
+                let why = last.map(|error| error.to_string());
+                let why = why.unwrap_or_else(|| "no node owns it at the moment".to_owned());
+                count(&self.counters.nobody);
+                tracing::warn!(
+                    shard = shard.0,
+                    why,
+                    "a client is refused: its shard is served nowhere"
+                );
+                return Reached::Nobody;
+            }
+            // A map that nobody writes any more changes nothing: then the time decides.
+            let _ = timeout(AGAIN_AFTER, changes.changed()).await;
+            if changes.has_changed().is_err() {
+                sleep(AGAIN_AFTER).await;
+            }
+        }
+    }
+}
+
+impl Away {
+    /// Carries bytes both ways, `first` before the client's others, until either end is done, the shard has another owner, or
+    /// `stop`.
+    pub async fn splice<S>(self, mut client: S, first: &[u8], stop: &CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Self { mut stream, mut changes, shard, owner } = self;
+        let moved = async {
+            let other = |view: &Arc<View>| view.leader(shard).owner != Some(owner);
+            if changes.wait_for(other).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let carrying = async {
+            stream.write_all(first).await?;
+            stream.flush().await?;
+            copy_bidirectional(&mut client, &mut stream).await
+        };
+        tokio::select! {
+            ended = carrying => if let Err(error) = ended {
+                tracing::debug!(shard = shard.0, owner = owner.0, %error, "a connection that was handed on ended");
+            },
+            () = moved => tracing::debug!(shard = shard.0, owner = owner.0, "a client is let go: its shard has moved"),
+            () = stop.cancelled() => {}
+        }
+    }
+}
