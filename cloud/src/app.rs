@@ -6,6 +6,8 @@
 //! Listeners are bound before the data is opened: a second cloud on the same ports must not fence the first.
 //! Not here: settings (`config`), signals (`main`), what the parts do.
 
+mod data;
+
 use std::{
     io::Write as _,
     net::{SocketAddr, ToSocketAddrs as _},
@@ -24,12 +26,13 @@ use tributary_shared::{
     tasks,
 };
 
+use self::data::Data;
 use crate::{
     admin, amqp,
     bridge::Bridge,
-    cluster::{Addresses, Cluster},
+    cluster::{Cluster, member::Refused, task::Membership},
     config::{Config, Listen},
-    engine::{self, EngineError, Sharing},
+    engine::EngineError,
     enrol::{Enrol, EnrolError, est},
     group::Groups,
     kafka,
@@ -71,6 +74,20 @@ pub enum AppError {
     Log { url: String, error: LogError },
     #[error(transparent)]
     Route(#[from] RouteError),
+    #[error("data at {url} cannot be looked at: {error}")]
+    Look { url: String, error: String },
+    #[error(
+        "the data at {0} is a cluster's: start this node as a member of it with --node NAME, or use another --data"
+    )]
+    OfCluster(String),
+    #[error(
+        "`--node` makes this process a member of a cluster, and no other can reach {0}: use file:///path or s3://bucket/prefix"
+    )]
+    NotShared(String),
+    #[error("{0}")]
+    Advertise(String),
+    #[error(transparent)]
+    Cluster(#[from] Refused),
     #[error("stopped because {0}")]
     Part(String),
     #[error("stopped because another process took over shard {0} of the same data")]
@@ -86,11 +103,15 @@ struct Listeners {
     kafka: TcpListener,
     amqp: TcpListener,
     admin: TcpListener,
+    /// Only of a member of a cluster.
+    peer: Option<TcpListener>,
 }
 
 /// What every head is built from.
 struct Parts {
     log: Log,
+    cluster: Cluster,
+    membership: Option<Membership>,
     enrol: Enrol,
     routing: Routing,
     status: Status,
@@ -100,14 +121,28 @@ struct Parts {
 /// Runs until `stop`, or until a part fails.
 pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppError> {
     let listeners = bind(&config).await?;
-    let log = open(&config).await?;
+    let Data { log, cluster, mut member } = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        data = data::open(&config, &listeners) => data?,
+    };
     let routing = Routing::new(Routes::default());
     routing.set(Routes::new(config.routes.clone())?, &log)?;
     let status = Status::default();
     let ready = ready_line(&listeners);
     let heads_stop = stop.child_token();
     let enrol = Enrol::open(log.clone(), config.enrol.clone()).await?;
-    let parts = Parts { log, enrol, routing, status: status.clone(), stop: heads_stop.clone() };
+    let membership = member.as_ref().map(|member| member.membership.clone());
+    let stop_heads = heads_stop.clone();
+    let parts = Parts {
+        log,
+        cluster,
+        membership,
+        enrol,
+        routing,
+        status: status.clone(),
+        stop: stop_heads,
+    };
     let mut heads = start(&parts, &config, listeners);
     status.set_ready(true);
     say(&ready);
@@ -116,13 +151,16 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppErr
         biased;
         () = stop.cancelled() => Ok(()),
         failure = tasks::failed() => Err(AppError::Part(failure.to_string())),
-        shard = parts.log.lost() => Err(AppError::Lost(shard.0)),
+        error = data::lost(&parts.log, member.as_mut()) => Err(error),
         Some(ended) = heads.join_next() => Err(AppError::Part(match ended {
             Ok(why) => why,
             Err(error) => error.to_string(),
         })),
     };
     status.set_ready(false);
+    if let (Some(member), Ok(())) = (member, &outcome) {
+        member.leave(Duration::from_millis(config.cluster.drain_ms)).await;
+    }
     heads_stop.cancel();
     let ended = async { while heads.join_next().await.is_some() {} };
     if timeout(HEADS_STOP, ended).await.is_err() {
@@ -137,7 +175,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppErr
 
 /// Starts all heads; a task that ends says why.
 fn start(parts: &Parts, config: &Config, listeners: Listeners) -> JoinSet<String> {
-    let Parts { log, enrol, routing, status, stop } = parts;
+    let Parts { log, cluster, membership, enrol, routing, status, stop } = parts;
     let mut heads = JoinSet::new();
     let bridge = Bridge::new(log.clone(), routing.clone(), config.bridge.clone());
     let shown = admin::Shown {
@@ -146,6 +184,8 @@ fn start(parts: &Parts, config: &Config, listeners: Listeners) -> JoinSet<String
         enrol: enrol.clone(),
         routing: routing.clone(),
         status: status.clone(),
+        cluster: cluster.clone(),
+        membership: membership.clone(),
     };
     let admin = admin::serve(listeners.admin, shown, stop.clone());
     heads.spawn(async move { said("HTTP", admin.await) });
@@ -179,9 +219,9 @@ fn start(parts: &Parts, config: &Config, listeners: Listeners) -> JoinSet<String
     });
 
     let groups = Groups::open(log.clone(), config.groups.clone(), stop.clone());
-    let cluster = Cluster::alone(Addresses::default(), log.shards());
     let (settings, log, status, stop) =
         (config.kafka.clone(), log.clone(), status.clone(), stop.clone());
+    let cluster = cluster.clone();
     heads.spawn(async move {
         let head = kafka::Head::open(settings, log, groups.clone(), cluster, &status, stop.clone());
         let ended = match head.await {
@@ -204,15 +244,6 @@ fn said(head: &str, ended: Result<(), impl std::fmt::Display>) -> String {
     }
 }
 
-async fn open(config: &Config) -> Result<Log, AppError> {
-    let url = || config.data.clone();
-    let (engine, _) = engine::open(&config.data, &config.engine, Sharing::Alone)
-        .await
-        .map_err(|error| AppError::Engine { url: url(), error })?;
-    let log = Log::open(engine, config.log.clone()).await;
-    log.map_err(|error| AppError::Log { url: url(), error })
-}
-
 async fn bind(config: &Config) -> Result<Listeners, AppError> {
     let listen = &config.listen;
     Ok(Listeners {
@@ -222,6 +253,10 @@ async fn bind(config: &Config) -> Result<Listeners, AppError> {
         kafka: bind_one(listen, "listen.kafka", &listen.kafka, false)?,
         amqp: bind_one(listen, "listen.amqp", &listen.amqp, false)?,
         admin: bind_one(listen, "listen.admin", &listen.admin, false)?,
+        peer: match config.cluster.is_member() {
+            true => Some(bind_one(listen, "listen.peer", &listen.peer, false)?),
+            false => None,
+        },
     })
 }
 
@@ -267,6 +302,9 @@ fn ready_line(listeners: &Listeners) -> String {
     if let Some(addresses) = addresses.as_object_mut() {
         if let Some((listener, _)) = &listeners.est {
             addresses.insert("est".to_owned(), address(listener).into());
+        }
+        if let Some(listener) = &listeners.peer {
+            addresses.insert("peer".to_owned(), address(listener).into());
         }
         for (listener, _) in &listeners.edges {
             addresses.insert(listener.setting.clone(), listener.address.to_string().into());

@@ -33,7 +33,7 @@ pub(super) fn router() -> Router<Shown> {
 async fn status(State(shown): State<Shown>) -> Json<Value> {
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "ready": shown.status.is_ready(),
+        "ready": shown.is_ready(),
         "uptime_s": shown.status.uptime_s(),
         "shards": shown.log.shards(),
         "streams": shown.log.streams().len(),

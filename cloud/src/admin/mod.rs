@@ -30,7 +30,14 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tributary_shared::net::patient::{Patient, Visit};
 
-use crate::{bridge::Bridge, enrol::Enrol, log::Log, route::Routing, status::Status};
+use crate::{
+    bridge::Bridge,
+    cluster::{Cluster, task::Membership},
+    enrol::Enrol,
+    log::Log,
+    route::Routing,
+    status::Status,
+};
 
 /// What the pages show.
 #[derive(Clone)]
@@ -45,6 +52,17 @@ pub struct Shown {
     pub routing: Routing,
     /// Numbers and readiness.
     pub status: Status,
+    /// Who owns what.
+    pub cluster: Cluster,
+    /// This node's place in it; `None`: a single node.
+    pub membership: Option<Membership>,
+}
+
+impl Shown {
+    /// Whether clients should come here: all heads serve, and as a member of a cluster this node's heartbeats land.
+    fn is_ready(&self) -> bool {
+        self.status.is_ready() && self.membership.as_ref().is_none_or(Membership::is_sure)
+    }
 }
 
 /// Serves until `stop`; requests that are being answered are finished.
@@ -102,7 +120,7 @@ async fn live() -> Json<serde_json::Value> {
 }
 
 async fn ready(State(shown): State<Shown>) -> Response {
-    let ready = shown.status.is_ready();
+    let ready = shown.is_ready();
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, Json(json!({"live": true, "ready": ready}))).into_response()
 }

@@ -9,6 +9,7 @@ use tokio::{
 use super::*;
 use crate::{
     bridge,
+    cluster::Addresses,
     log::{StreamConfig, testing::test_log},
     route::{Routes, Rule},
 };
@@ -39,7 +40,9 @@ async fn the_pages_say_what_is_there() {
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
     let enrol = Enrol::open(log.clone(), crate::enrol::Settings::default()).await.unwrap();
-    let shown = Shown { log, bridge, enrol, routing, status: status.clone() };
+    let cluster = Cluster::alone(Addresses::default(), log.shards());
+    let shown =
+        Shown { status: status.clone(), membership: None, log, bridge, enrol, routing, cluster };
     let serving = tributary_shared::tasks::spawn("admin", serve(listener, shown, stop.clone()));
 
     assert_eq!(get(address, "/health/live").await.0, 200);

@@ -18,7 +18,6 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
-use tributary_shared::tasks;
 
 use super::{
     Cluster, Settings,
@@ -27,7 +26,10 @@ use super::{
     store::Objects,
     view::View,
 };
-use crate::{engine::ShardId, log::LogError};
+use crate::{
+    engine::ShardId,
+    log::{Lease, Log, LogError},
+};
 
 /// Time that passes is told this often.
 const TICK: Duration = Duration::from_millis(20);
@@ -39,10 +41,26 @@ pub trait Shards: Send + Sync + 'static {
     async fn take(&self, shard: ShardId) -> Result<(), LogError>;
     /// Stops serving a shard at once, then lets go of it.
     async fn release(&self, shard: ShardId);
-    /// The next shard that somebody else opened.
+    /// The next shard that somebody else opened, or whose store failed.
     async fn lost(&self) -> ShardId;
-    /// Until when it may serve; over if in the past.
-    fn lease(&self, until: Instant);
+}
+
+#[async_trait]
+impl Shards for Log {
+    async fn take(&self, shard: ShardId) -> Result<(), LogError> {
+        Self::take(self, shard).await
+    }
+
+    async fn release(&self, shard: ShardId) {
+        if let Err(error) = Self::release(self, shard).await {
+            // Nothing of it is served here in any case; who opens it next fences what is left.
+            tracing::warn!(shard = shard.0, %error, "a shard did not close well");
+        }
+    }
+
+    async fn lost(&self) -> ShardId {
+        Self::lost(self).await
+    }
 }
 
 /// What was counted since the start.
@@ -65,7 +83,7 @@ pub struct Counters {
 pub struct Membership {
     cluster: Cluster,
     map: watch::Receiver<Arc<Map>>,
-    lease: watch::Receiver<Instant>,
+    lease: Lease,
     shards: watch::Sender<Option<Holder>>,
     counters: Arc<Counters>,
     stop: CancellationToken,
@@ -91,9 +109,9 @@ impl Membership {
         self.map.borrow().clone()
     }
 
-    /// How long this node may serve, if no other heartbeat lands.
-    pub fn lease_left(&self) -> Duration {
-        self.lease.borrow().saturating_duration_since(Instant::now())
+    /// Whether this node may serve: its heartbeats landed.
+    pub fn is_sure(&self) -> bool {
+        self.lease.is_valid()
     }
 
     /// Numbers.
@@ -112,14 +130,14 @@ impl Membership {
     }
 }
 
-/// Joins the cluster at `objects`; returns when this node is a member. The task ends with why it is none any more.
+/// Joins the cluster at `objects` and moves `lease` from now on; returns when this node is a member. The task ends with why it is none any more.
 pub async fn join(
     me: Me,
     settings: Settings,
     objects: Objects,
+    lease: Lease,
 ) -> Result<(Membership, JoinHandle<Result<(), Refused>>), Refused> {
     let shards = watch::Sender::new(None);
-    let (lease, lease_seen) = watch::channel(Instant::now());
     let counters = Arc::new(Counters::default());
     let stop = CancellationToken::new();
     let (shown, mut seen) = watch::channel(None);
@@ -128,7 +146,7 @@ pub async fn join(
         objects,
         started: Instant::now(),
         shards: shards.subscribe(),
-        lease,
+        lease: lease.clone(),
         counters: Arc::clone(&counters),
         shown,
         views: None,
@@ -145,7 +163,7 @@ pub async fn join(
         return Err(Refused::Unreadable("the member task ended".into()));
     };
     let cluster = Cluster::new(view);
-    Ok((Membership { cluster, map, lease: lease_seen, shards, counters, stop }, task))
+    Ok((Membership { cluster, map, lease, shards, counters, stop }, task))
 }
 
 fn broken(error: &tokio::task::JoinError) -> Refused {
@@ -160,7 +178,7 @@ struct Running {
     objects: Objects,
     started: Instant,
     shards: watch::Receiver<Option<Holder>>,
-    lease: watch::Sender<Instant>,
+    lease: Lease,
     counters: Arc<Counters>,
     /// Filled when this node is a member.
     shown: watch::Sender<Option<Watched>>,
@@ -175,8 +193,6 @@ impl Running {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut told = false;
-        let (shards, lease) = (self.shards.clone(), self.lease.subscribe());
-        let leases = tasks::spawn("lease", keep_lease(shards, lease));
         let losses = self.shards.clone();
         let lost = next_lost(losses.clone());
         tokio::pin!(lost);
@@ -205,7 +221,8 @@ impl Running {
                 break end;
             }
         };
-        leases.abort();
+        // Whatever comes now, it is not served here.
+        self.lease.extend(Instant::now());
         ended
     }
 
@@ -219,7 +236,7 @@ impl Running {
             Action::Take(shard) => self.take(shard),
             Action::Release(shard) => self.release(shard),
             Action::Lease(until) => {
-                self.lease.send_replace(self.started + Duration::from_millis(until));
+                self.lease.extend(self.started + Duration::from_millis(until));
             }
             Action::Show => {}
             Action::End(end) => return Some(end),
@@ -316,17 +333,5 @@ async fn next_lost(shards: watch::Receiver<Option<Holder>>) -> ShardId {
     match holder(shards).await {
         Some(holder) => holder.0.lost().await,
         None => std::future::pending().await,
-    }
-}
-
-async fn keep_lease(shards: watch::Receiver<Option<Holder>>, mut lease: watch::Receiver<Instant>) {
-    let Some(holder) = holder(shards).await else { return };
-    loop {
-        let until = *lease.borrow_and_update();
-        holder.0.lease(until);
-        if lease.changed().await.is_err() {
-            // The member has ended.
-            return holder.0.lease(Instant::now());
-        }
     }
 }
