@@ -4,13 +4,18 @@
 //! writer epoch, after which an older writer's next flush fails. Change here: what a shard does.
 //! Not here: where it lies (`store`), SlateDB's settings (`tuning`).
 
+mod compactor;
+mod replay;
 mod store;
 mod tuning;
 
 use std::{
     fs::File,
     ops::Range,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,10 +26,12 @@ use slatedb::{
     WriteBatch,
     config::{CloseOptions, FlushOptions, FlushType, ScanOptions, WriteOptions},
     db_cache::{DbCache, SplitCache, moka::MokaCache, moka::MokaCacheOptions},
-    object_store::ObjectStore,
+    object_store::{ObjectStore, path::Path},
 };
 use store::Store;
 use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tributary_shared::tasks;
 
 use super::{
     CommitId, Engine, EngineError, Place, ScanLimit, Settings, Shard, ShardId, Sharing, Write,
@@ -35,6 +42,8 @@ use super::{
 const CACHED_SCAN: usize = 64 * 1024;
 /// Most bytes that a scan reads ahead.
 const READ_AHEAD: usize = 1024 * 1024;
+/// Of tables, whoever writes them.
+const BLOCK: SstBlockSize = SstBlockSize::Block16Kib;
 
 /// All shards at one URL.
 pub struct SlateEngine {
@@ -104,6 +113,22 @@ impl SlateEngine {
         Ok(Self { store, settings, shards, cache: Arc::new(cache), lock, open })
     }
 
+    /// Starts what an open shard needs beside its database; it ends with `stop`, and with the database.
+    fn attend(&self, path: Path, db: &Db) -> CancellationToken {
+        let stop = CancellationToken::new();
+        let after = tuning::tables_after(self.store.medium, &self.settings);
+        let bound = replay::bound(db.clone(), after);
+        let ended = stop.clone();
+        tasks::spawn("replay bound", async move {
+            ended.run_until_cancelled(bound).await;
+            ended.cancel();
+        });
+        let objects = Arc::clone(&self.store.objects);
+        let options = tuning::compactor(self.store.medium);
+        tasks::spawn("compaction", compactor::run(objects, path, options, stop.clone()));
+        stop
+    }
+
     /// Stops our own earlier opening; what it had not made durable is lost, as its callers were told.
     async fn stop_earlier(&self, shard: ShardId) {
         let earlier = {
@@ -133,9 +158,9 @@ impl Engine for SlateEngine {
         }
         self.stop_earlier(shard).await;
         let path = self.store.child(&format!("shard-{}", shard.0));
-        let db = Db::builder(path, Arc::clone(&self.store.objects))
+        let db = Db::builder(path.clone(), Arc::clone(&self.store.objects))
             .with_settings(tuning::slate(self.store.medium, &self.settings))
-            .with_sst_block_size(SstBlockSize::Block16Kib)
+            .with_sst_block_size(BLOCK)
             .with_segment_extractor(Arc::new(BySegment))
             .with_db_cache(Arc::clone(&self.cache), u64::from(shard.0))
             .build()
@@ -148,7 +173,9 @@ impl Engine for SlateEngine {
         let status = db.subscribe();
         let gap = tuning::flush_gap(self.store.medium, &self.settings);
         let on_demand = gap.map(|gap| (gap, tokio::sync::Mutex::new(Instant::now())));
-        Ok(Arc::new(SlateShard { id: shard, db, status, on_demand, _lock: self.lock.clone() }))
+        let written = AtomicU64::new(0);
+        let (stop, lock) = (self.attend(path, &db), self.lock.clone());
+        Ok(Arc::new(SlateShard { id: shard, db, status, on_demand, written, stop, lock }))
     }
 }
 
@@ -173,8 +200,18 @@ struct SlateShard {
     status: watch::Receiver<DbStatus>,
     /// Flushes on demand, this far apart: when the next one may start.
     on_demand: Option<(Duration, tokio::sync::Mutex<Instant>)>,
+    /// The last commit that was taken.
+    written: AtomicU64,
+    /// Stops what runs beside the database.
+    stop: CancellationToken,
     /// The folder stays locked as long as anything of it is open.
-    _lock: Option<Arc<File>>,
+    lock: Option<Arc<File>>,
+}
+
+impl Drop for SlateShard {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
 }
 
 impl SlateShard {
@@ -213,7 +250,9 @@ impl Shard for SlateShard {
             return Ok(CommitId(0));
         }
         let written = self.db.write_with_options(batch, &WriteOptions::default()).await;
-        written.map(|handle| CommitId(handle.seqnum())).map_err(|error| explain(self.id, &error))
+        let commit = written.map_err(|error| explain(self.id, &error))?.seqnum();
+        self.written.fetch_max(commit, Ordering::Relaxed);
+        Ok(CommitId(commit))
     }
 
     async fn durable(&self, commit: CommitId) -> Result<(), EngineError> {
@@ -263,8 +302,23 @@ impl Shard for SlateShard {
     }
 
     async fn close(&self) -> Result<(), EngineError> {
-        self.db.close().await.map_err(|error| explain(self.id, &error))
+        let written = self.written.load(Ordering::Relaxed);
+        let mut status = self.status.clone();
+        self.stop.cancel();
+        let mut closing = tasks::spawn("shard close", close(self.db.clone(), self.id));
+        // Another owner waits: once all is durable, the database may end behind our back. Not in a folder, which is unlocked.
+        let quick = self.lock.is_none();
+        let durable = status.wait_for(|s| s.close_reason.is_some() && s.durable_seq >= written);
+        tokio::select! {
+            closed = &mut closing => closed.unwrap_or(Err(EngineError::Closed)),
+            Ok(_) = durable, if quick => Ok(()),
+        }
     }
+}
+
+async fn close(db: Db, shard: ShardId) -> Result<(), EngineError> {
+    let quick = CloseOptions::default().with_flush_type(Some(FlushType::Wal));
+    db.close_with_options(quick).await.map_err(|error| explain(shard, &error))
 }
 
 fn explain(shard: ShardId, error: &Error) -> EngineError {

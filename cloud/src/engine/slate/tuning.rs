@@ -50,14 +50,23 @@ pub(super) fn flush_gap(medium: Medium, settings: &Settings) -> Option<Duration>
     if settings.flush_ms == 0 { default } else { None }
 }
 
-pub(super) fn slate(medium: Medium, settings: &Settings) -> Slate {
-    let flush = match settings.flush_ms {
+/// How long writes may lie in the write-ahead log alone: about 256 of its objects in a bucket, which an opening reads at
+/// once (128 at a time); in a folder one is made every few milliseconds, and reading it costs little.
+pub(super) fn tables_after(medium: Medium, settings: &Settings) -> Duration {
+    medium.pick(Duration::from_secs(2), flush_interval(medium, settings) * 256)
+}
+
+fn flush_interval(medium: Medium, settings: &Settings) -> Duration {
+    Duration::from_millis(match settings.flush_ms {
         0 => medium.pick(5, 200),
         some => some,
-    };
+    })
+}
+
+pub(super) fn slate(medium: Medium, settings: &Settings) -> Slate {
     let l0 = (settings.l0_mib as usize).max(1) * MIB;
     Slate {
-        flush_interval: Some(Duration::from_millis(flush)),
+        flush_interval: Some(flush_interval(medium, settings)),
         // Also how soon compacted tables replace the many small ones in reads.
         manifest_poll_interval: medium.pick(Duration::from_millis(100), Duration::from_secs(5)),
         l0_sst_size_bytes: l0,
@@ -65,13 +74,14 @@ pub(super) fn slate(medium: Medium, settings: &Settings) -> Slate {
         // Writers stall at these; the compactor needs room to catch up. Each kind of key makes its own tables.
         l0_max_ssts: 512,
         l0_max_ssts_per_key: 64,
-        compactor_options: Some(compactor(medium)),
+        // It runs apart (`compactor`).
+        compactor_options: None,
         garbage_collector_options: Some(garbage(medium)),
         ..Slate::default()
     }
 }
 
-fn compactor(medium: Medium) -> CompactorOptions {
+pub(super) fn compactor(medium: Medium) -> CompactorOptions {
     let look = medium.pick(Duration::from_millis(100), Duration::from_secs(1));
     CompactorOptions {
         poll_interval: look,
