@@ -13,7 +13,9 @@ use slatedb::object_store::{
     throttle::{ThrottleConfig, ThrottledStore},
 };
 use tokio::time::Instant;
-use tributary_cloud::engine::{Engine, Settings, ShardId, Write, connect, slate::SlateEngine};
+use tributary_cloud::engine::{
+    Engine, Settings, ShardId, Sharing, Write, open, slate::SlateEngine,
+};
 use tributary_tests::s3::{ACCESS_KEY, MemoryS3, SECRET_KEY};
 
 /// Measures taking over a shard whose owner wrote many small objects and was killed.
@@ -38,7 +40,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     if arguments.folder {
         let url = format!("file://{}", folder.path().display());
         let settings = Settings { flush_ms: 0, ..settings };
-        let engine = connect(&url, &settings).await?;
+        let (engine, _) = open(&url, &settings, Sharing::Alone).await?;
         fill(engine.as_ref(), arguments.commits).await?;
         // Opening again ends the earlier opening first, without a flush: what a kill leaves.
         return measure("folder", engine.as_ref()).await;
