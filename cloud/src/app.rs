@@ -253,9 +253,10 @@ async fn bind(config: &Config) -> Result<Listeners, AppError> {
         kafka: bind_one(listen, "listen.kafka", &listen.kafka, false)?,
         amqp: bind_one(listen, "listen.amqp", &listen.amqp, false)?,
         admin: bind_one(listen, "listen.admin", &listen.admin, false)?,
-        peer: match config.cluster.is_member() {
-            true => Some(bind_one(listen, "listen.peer", &listen.peer, false)?),
-            false => None,
+        peer: if config.cluster.is_member() {
+            Some(bind_one(listen, "listen.peer", &listen.peer, false)?)
+        } else {
+            None
         },
     })
 }

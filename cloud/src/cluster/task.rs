@@ -153,14 +153,13 @@ pub async fn join(
         stop: stop.clone(),
         doing: JoinSet::new(),
     };
-    let mut task = tokio::spawn(running.run());
-    let found = tokio::select! {
-        found = seen.wait_for(Option::is_some) => found.ok().and_then(|found| found.clone()),
-        ended = &mut task => return Err(ended.unwrap_or_else(|error| Err(broken(&error))).err()
-            .unwrap_or_else(|| Refused::Unreadable("stopped before it joined".into()))),
-    };
+    let task = tokio::spawn(running.run());
+    let found = seen.wait_for(Option::is_some).await.ok().and_then(|found| found.clone());
     let Some((view, map)) = found else {
-        return Err(Refused::Unreadable("the member task ended".into()));
+        // Only the task's end takes the sender away.
+        let ended = task.await.unwrap_or_else(|error| Err(broken(&error)));
+        let early = || Refused::Unreadable("stopped before it joined".into());
+        return Err(ended.err().unwrap_or_else(early));
     };
     let cluster = Cluster::new(view);
     Ok((Membership { cluster, map, lease, shards, counters, stop }, task))
