@@ -20,7 +20,8 @@ use tributary_shared::mqtt::{
     write::write,
 };
 
-const TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a device waits for an answer, unless it is told otherwise.
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// One connected client.
 #[derive(Debug)]
@@ -64,17 +65,35 @@ impl Device {
 
     /// Connects to a persistent session that never expires (version 5).
     pub fn connect_persistent(address: SocketAddr, client_id: &str) -> io::Result<Self> {
+        Self::connect_persistent_within(address, client_id, TIMEOUT)
+    }
+
+    /// The same, and nothing is waited for longer than that.
+    pub fn connect_persistent_within(
+        address: SocketAddr,
+        client_id: &str,
+        patience: Duration,
+    ) -> io::Result<Self> {
         let mut connect = connect_packet(client_id, Version::V5);
         connect.clean_start = false;
         connect.session_expiry = Some(u32::MAX);
-        Self::connect_with(address, connect)
+        Self::connect_within(address, connect, patience)
     }
 
     /// Connects with any CONNECT. A refusal is an error that names the code.
     pub fn connect_with(address: SocketAddr, connect: Connect) -> io::Result<Self> {
+        Self::connect_within(address, connect, TIMEOUT)
+    }
+
+    /// The same, and nothing is waited for longer than that.
+    pub fn connect_within(
+        address: SocketAddr,
+        connect: Connect,
+        patience: Duration,
+    ) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_read_timeout(Some(patience))?;
         let version = connect.version;
         let mut device = Self {
             stream,

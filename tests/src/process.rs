@@ -195,11 +195,16 @@ impl Cloud {
 
     /// With an engine URL and more arguments.
     pub fn start_with(data: &str, extra: &[&str]) -> Self {
-        let extra: Vec<_> = extra.iter().map(|&argument| argument.to_owned()).collect();
+        Self::try_start_under(&[], data, extra).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    /// The same, with a program and first arguments before its own; or why it did not get ready.
+    pub fn try_start_under(under: &[&str], data: &str, extra: &[&str]) -> Result<Self, String> {
+        let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        let (under, extra) = (owned(under), owned(extra));
         let addresses = std::array::from_fn(|_| free_address());
-        let command = Self::command(&[], data, addresses, &extra);
-        let process = Process::start(command);
-        Self {
+        let process = Process::try_start(Self::command(&under, data, addresses, &extra))?;
+        Ok(Self {
             mqtt: process.address("mqtt"),
             kafka: process.address("kafka"),
             amqp: process.address("amqp"),
@@ -207,8 +212,8 @@ impl Cloud {
             process,
             data: data.to_owned(),
             extra,
-            under: Vec::new(),
-        }
+            under,
+        })
     }
 
     /// In a bucket of the S3-compatible server at `s3`.

@@ -59,6 +59,23 @@ impl Books {
         self.acked
     }
 
+    /// Books of other sources, too.
+    pub fn join(&mut self, other: Self) {
+        self.sources.extend(other.sources);
+        self.acked += other.acked;
+    }
+
+    /// Those of sources that are `in_it`, and the others.
+    pub fn part(self, in_it: impl Fn(&str) -> bool) -> (Self, Self) {
+        let (ours, theirs): (HashMap<_, _>, HashMap<_, _>) =
+            self.sources.into_iter().partition(|(source, _)| in_it(source));
+        let count = |sources: &HashMap<String, Vec<Promised>>| {
+            sources.values().flatten().map(|promised| promised.acked.count()).sum()
+        };
+        let books = |sources| Self { acked: count(&sources), sources };
+        (books(ours), books(theirs))
+    }
+
     fn promised(&mut self, source: &str, incarnation: u32) -> &mut Promised {
         let of_source =
             self.sources.get_mut(source).and_then(|all| all.get_mut(incarnation as usize));

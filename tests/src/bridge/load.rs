@@ -13,12 +13,15 @@ use std::{
 };
 
 use tributary_shared::mqtt::{
-    Packet, PacketId, Qos, Reason,
+    Packet, PacketId, Qos, Reason, Version,
     packet::{Ack, Publish},
 };
 
 use super::{books::Books, message::Message};
-use crate::Device;
+use crate::{
+    Device,
+    device::{TIMEOUT, connect_packet},
+};
 
 /// Where devices meet.
 #[derive(Debug, Default)]
@@ -133,6 +136,7 @@ pub struct Publisher {
     next_seq: u64,
     next_id: u16,
     flows: VecDeque<Flow>,
+    patience: Duration,
 }
 
 impl Publisher {
@@ -150,6 +154,7 @@ impl Publisher {
             next_seq: 0,
             next_id: 0,
             flows: VecDeque::new(),
+            patience: TIMEOUT,
         }
     }
 
@@ -157,6 +162,13 @@ impl Publisher {
     #[must_use]
     pub fn to(mut self, topic: &str) -> Self {
         topic.clone_into(&mut self.topic);
+        self
+    }
+
+    /// The same, but it leaves a connection that says nothing for so long.
+    #[must_use]
+    pub fn within(mut self, patience: Duration) -> Self {
+        self.patience = patience;
         self
     }
 
@@ -184,13 +196,14 @@ impl Publisher {
 
     fn connect(&mut self, broker: SocketAddr, station: &Station) -> io::Result<Device> {
         if self.qos == Qos::AtLeastOnce {
-            let device = Device::connect(broker, &self.client)?;
+            let connect = connect_packet(&self.client, Version::V311);
+            let device = Device::connect_within(broker, connect, self.patience)?;
             self.incarnation = station.state().books.begin(&self.source);
             (self.next_seq, self.next_id) = (0, 0);
             self.flows.clear();
             return Ok(device);
         }
-        let device = Device::connect_persistent(broker, &self.client)?;
+        let device = Device::connect_persistent_within(broker, &self.client, self.patience)?;
         let mut state = station.state();
         if self.begun {
             state.sessions_lost += u64::from(!device.connack.session_present);
