@@ -12,7 +12,7 @@ use slatedb::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::BLOCK;
+use super::{BLOCK, ticks::Ticks};
 
 /// Before compaction is taken up again after an error, or after another compactor has taken it.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
@@ -22,12 +22,14 @@ pub(super) async fn run(
     objects: Arc<dyn ObjectStore>,
     path: Path,
     options: CompactorOptions,
+    ticks: Arc<Ticks>,
     stop: CancellationToken,
 ) {
     while !stop.is_cancelled() {
         let compactor = CompactorBuilder::new(path.clone(), Arc::clone(&objects))
             .with_options(options.clone())
             .with_sst_block_size(BLOCK)
+            .with_system_clock(Arc::clone(&ticks) as _)
             .build();
         let ended = tokio::select! {
             ended = compactor.run() => ended,

@@ -7,6 +7,7 @@
 mod compactor;
 mod replay;
 mod store;
+mod ticks;
 mod tuning;
 
 use std::{
@@ -29,6 +30,7 @@ use slatedb::{
     object_store::{ObjectStore, path::Path},
 };
 use store::Store;
+use ticks::Ticks;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tributary_shared::tasks;
@@ -52,6 +54,7 @@ pub struct SlateEngine {
     shards: u16,
     cache: Arc<dyn DbCache>,
     lock: Option<Arc<File>>,
+    ticks: Arc<Ticks>,
     /// The last opening of each shard, to be stopped before the next.
     open: Mutex<Vec<Option<Db>>>,
 }
@@ -110,7 +113,8 @@ impl SlateEngine {
         let lock = store.lock.take().map(Arc::new);
         let open = Mutex::new((0..shards).map(|_| None).collect());
         let settings = settings.clone();
-        Ok(Self { store, settings, shards, cache: Arc::new(cache), lock, open })
+        let (cache, ticks) = (Arc::new(cache), Arc::new(Ticks::start()));
+        Ok(Self { store, settings, shards, cache, lock, ticks, open })
     }
 
     /// Starts what an open shard needs beside its database; it ends with `stop`, and with the database.
@@ -125,7 +129,8 @@ impl SlateEngine {
         });
         let objects = Arc::clone(&self.store.objects);
         let options = tuning::compactor(self.store.medium);
-        tasks::spawn("compaction", compactor::run(objects, path, options, stop.clone()));
+        let ticks = Arc::clone(&self.ticks);
+        tasks::spawn("compaction", compactor::run(objects, path, options, ticks, stop.clone()));
         stop
     }
 
@@ -161,11 +166,13 @@ impl Engine for SlateEngine {
         let db = Db::builder(path.clone(), Arc::clone(&self.store.objects))
             .with_settings(tuning::slate(self.store.medium, &self.settings))
             .with_sst_block_size(BLOCK)
+            .with_system_clock(Arc::clone(&self.ticks) as _)
             .with_segment_extractor(Arc::new(BySegment))
             .with_db_cache(Arc::clone(&self.cache), u64::from(shard.0))
             .build()
             .await
             .map_err(|error| explain(shard, &error))?;
+        self.ticks.go_on_from(&db).await.map_err(|error| explain(shard, &error))?;
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(slot) = open.get_mut(usize::from(shard.0)) {
             *slot = Some(db.clone());
