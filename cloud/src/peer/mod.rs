@@ -10,11 +10,16 @@
 //! Not here: who owns what (`cluster`), what heads do with a stream.
 
 mod accept;
+mod ask;
+pub mod follow;
 mod hand;
+mod owners;
+pub mod pages;
 mod proxy;
 mod secure;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 use std::{
     io,
@@ -33,6 +38,7 @@ use tokio::{
 
 pub use accept::{Heads, check, serve};
 pub use hand::{Away, Reached};
+pub use owners::Owners;
 pub use proxy::{Bad, Header, Protocol};
 use secure::Secure;
 

@@ -1,5 +1,7 @@
 //! Two nodes' parts over loopback.
 
+mod reading;
+
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
