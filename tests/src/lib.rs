@@ -13,6 +13,7 @@ pub mod differential;
 pub mod kafka;
 pub mod nemesis;
 pub mod outage;
+pub mod ownership;
 pub mod process;
 mod random;
 pub mod s3;

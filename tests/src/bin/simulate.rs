@@ -2,7 +2,8 @@
 //!
 //! `simulate FROM COUNT [CONTROL]` prints progress, each failing seed with its last events, and a summary as one JSON line;
 //! exit code 1 if a seed failed. `simulate one SEED [CONTROL]` runs one here. CONTROL: simple, high-water, no-gap-check,
-//! early-ack. In `one` the system's clock and random numbers are the simulation's.
+//! early-ack. `simulate cluster FROM COUNT [no-lease|overwrite]` and `simulate cluster one SEED` do it with the ownership of
+//! shards in clusters. In `one` the system's clock and random numbers are the simulation's.
 
 use std::{
     process::{Command, ExitCode, Stdio},
@@ -14,7 +15,7 @@ use std::{
 
 use rand::{SeedableRng, rngs::StdRng};
 use tributary_tests::{
-    say,
+    ownership, say,
     simulation::{self, Control},
 };
 
@@ -31,6 +32,12 @@ fn main() -> ExitCode {
     match arguments.as_slice() {
         ["one", seed] => one(number(seed), Control::None),
         ["one", seed, control] => one(number(seed), read_control(control)),
+        ["cluster", "one", seed] => cluster_one(number(seed), ownership::Control::None),
+        ["cluster", "one", seed, control] => cluster_one(number(seed), cluster_control(control)),
+        ["cluster", from, count] => cluster(number(from), number(count), ownership::Control::None),
+        ["cluster", from, count, control] => {
+            cluster(number(from), number(count), cluster_control(control))
+        }
         [from, count] => many(number(from), number(count), None),
         [from, count, control] => {
             let _checked = read_control(control);
@@ -38,6 +45,33 @@ fn main() -> ExitCode {
         }
         _ => panic!("see the first lines of this program"),
     }
+}
+
+fn cluster_control(name: &str) -> ownership::Control {
+    match name {
+        "no-lease" => ownership::Control::NoLease,
+        "overwrite" => ownership::Control::Overwrite,
+        other => panic!("{other}: no-lease or overwrite"),
+    }
+}
+
+/// One simulated cluster, with all that happened.
+fn cluster_one(seed: u64, control: ownership::Control) -> ExitCode {
+    let outcome = ownership::run(seed, control);
+    outcome.events.iter().for_each(|line| say(line));
+    if outcome.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Simulated clusters; they are only code, so that one process runs them all.
+fn cluster(from: u64, count: u64, control: ownership::Control) -> ExitCode {
+    let (totals, bad) = ownership::many(from, count, control);
+    bad.iter().for_each(|(seed, first)| say(&format!("seed {seed} failed: {first}")));
+    say(&serde_json::json!({
+        "seeds": count, "failed": bad.len(), "faults": totals.faults, "moves": totals.moves,
+        "versions": totals.versions, "settled_ms_max": totals.settled_ms,
+    })
+    .to_string());
+    if bad.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn number(text: &str) -> u64 {
