@@ -151,6 +151,10 @@ impl Door {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let address = from.map(|from| from.to_string()).unwrap_or_default();
+        if !self.enrol.is_ready() {
+            tracing::debug!(edge = brief(id), "it is not known here yet what is denied");
+            return opened.refuse(Reason::SERVER_UNAVAILABLE).await;
+        }
         if self.enrol.is_denied(id, serial) {
             let id = brief(id);
             tracing::warn!(edge = id, serial, address, "refused: on the deny list");

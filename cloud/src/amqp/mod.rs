@@ -95,7 +95,7 @@ pub async fn serve(
     status: &Status,
     stop: CancellationToken,
 ) -> Result<(), LogError> {
-    let (vhost, owner) = VirtualHost::open(VIRTUAL_HOST, log, routing, &stop).await?;
+    let (vhost, owner) = VirtualHost::open(VIRTUAL_HOST, log, routing, &stop);
     let gate = Gate::new(net::Settings {
         connections: settings.max_connections,
         connections_per_address: settings.max_connections_per_address,

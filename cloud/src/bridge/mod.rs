@@ -142,14 +142,18 @@ impl Bridge {
         self.admission.numbers()
     }
 
-    /// Ids of all edges that ever brought something, with the wall ms of their last first upload of a connection.
+    /// Ids of all edges whose home is here that ever brought something, with the wall ms of their last first upload of a connection.
     pub async fn known(&self) -> Result<Vec<(String, i64)>, LogError> {
         let mut known = Vec::new();
         let limit = ScanLimit { entries: KNOWN_MAX, bytes: 4 * 1024 * 1024 };
         for shard in 0..self.log.shards() {
             let shard = crate::engine::ShardId(shard);
             let prefix = known_key("");
-            let found = self.log.state_scan(shard, StateSpace::Meta, &prefix, None, limit).await?;
+            let found = self.log.state_scan(shard, StateSpace::Meta, &prefix, None, limit).await;
+            let found = match found {
+                Err(LogError::NotOwner) => continue,
+                found => found?,
+            };
             for (key, value) in found {
                 let id = String::from_utf8_lossy(key.get(prefix.len()..).unwrap_or_default());
                 let since = value.first_chunk().map_or(0, |bytes| i64::from_be_bytes(*bytes));
@@ -183,6 +187,11 @@ impl Bridge {
         // From here on an older connection is told to go, so that marks are read after its last upload was submitted
         // or else its uploads meet ours in the log's order: both ways each is applied once.
         let registration = self.live.enter(caller, wall_ms(), address);
+        let home = self.log.home_shard(edge);
+        let Some(opening) = self.log.opening(home) else {
+            let why = "the shard of this edge is not here: connect again";
+            return refuse(opened, Reason::SERVER_UNAVAILABLE, why).await;
+        };
         let marks = match self.log.edge_marks(edge).await {
             Ok(marks) => marks,
             Err(error) => {
@@ -200,14 +209,18 @@ impl Bridge {
         let connection = connection::Connection {
             bridge: self.clone(),
             edge: edge.into(),
-            home: self.log.home_shard(edge),
+            home,
             idle: Duration::from_secs(u64::from(keep_alive)) * 3 / 2,
             registration,
             stop,
             first_seen_saved: false,
             visitor: self.admission.visitor(),
         };
-        connection.run(opened.stream, opened.reader, opened.buffer).await;
+        tokio::select! {
+            () = connection.run(opened.stream, opened.reader, opened.buffer) => {}
+            // What is not answered comes again, to the shard's new owner.
+            () = self.log.gone(home, opening) => tracing::info!(edge, lane, "the edge's shard is elsewhere now"),
+        }
         tracing::info!(edge, lane, "edge disconnected");
     }
 

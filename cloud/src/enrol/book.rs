@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! enrol/token/HASH   a token, by the hash of its secret      enrol/edge/ID   the newest certificate
-//! enrol/deny/NAME    an id or a serial number that may not come in
+//! enrol/deny/NAME    an id or a serial number that may not come in      enrol/version  how often that has changed
 //! ```
 //! A token is for one key: who lost the answer may ask again with the same key, nobody else can use it.
 //! Change here: what is remembered, when a token counts. Not here: what is signed (`authority`).
@@ -10,21 +10,26 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, RwLock},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, MutexGuard, watch};
 use tributary_shared::enrol::{hex, pin};
 
 use super::EnrolError;
 use crate::{
     engine::{ScanLimit, ShardId, Write},
-    log::{Log, LogError, StateSpace, Transaction},
+    log::{Log, LogError, Opening, StateSpace, Transaction},
 };
 
 /// Name whose home shard holds all of it.
 const HOME: &str = "enrol";
+/// Key of the number of changes of what is denied.
+const VERSION: &[u8] = b"enrol/version";
+/// Between two attempts when the store fails.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Entries of one kind; more are refused.
 const ENTRIES_MAX: usize = 200_000;
 /// Entries read at once.
@@ -108,23 +113,106 @@ pub(super) fn number(text: &str) -> Option<String> {
     hex.then_some(if digits.is_empty() { "0".to_owned() } else { digits })
 }
 
+/// All that is denied, as the node with the book has it; other nodes keep a copy.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DenyList {
+    /// Rises with each change.
+    pub version: u64,
+    /// As they were denied, since when (wall ms).
+    names: BTreeMap<String, i64>,
+}
+
 /// The book. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Book {
     log: Log,
     home: ShardId,
     denied: Arc<RwLock<Denied>>,
-    changed: watch::Sender<()>,
+    /// Version of `denied`; `None`: nothing is known yet.
+    version: watch::Sender<Option<u64>>,
+    /// The opening of the home shard that `denied` was read in. Whoever changes it holds this.
+    read_in: Arc<Mutex<Option<Opening>>>,
 }
 
 impl Book {
+    /// Reads what is denied, if the book is here.
     pub(super) async fn open(log: Log) -> Result<Self, LogError> {
         let home = log.home_shard(HOME);
-        let (denied, changed) = (Arc::default(), watch::Sender::new(()));
-        let book = Self { log, home, denied, changed };
-        let denied = Denied::new(book.all("deny").await?.into_iter().collect());
-        *book.lock() = denied;
-        Ok(book)
+        let version = watch::Sender::new(None);
+        let book = Self { log, home, denied: Arc::default(), version, read_in: Arc::default() };
+        match book.ready().await {
+            Ok(_) | Err(LogError::NotOwner) => Ok(book),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads what is denied whenever the book comes here; until the log closes.
+    pub(super) async fn keep(self) {
+        while let Ok(opening) = self.log.here(self.home).await {
+            match self.ready().await {
+                Ok(_) => self.log.gone(self.home, opening).await,
+                Err(error) => {
+                    tracing::warn!(%error, "the deny list cannot be read; trying again");
+                    tokio::time::sleep(AGAIN_AFTER).await;
+                }
+            }
+        }
+    }
+
+    /// The book is here, and what is denied is known. What is decided from now on is written in this opening or not at all.
+    pub(super) async fn ready(&self) -> Result<Opening, LogError> {
+        self.change().await.map(|(_, opening)| opening)
+    }
+
+    /// The turn to change what is denied.
+    async fn change(&self) -> Result<(MutexGuard<'_, Option<Opening>>, Opening), LogError> {
+        let mut read_in = self.read_in.lock().await;
+        let opening = self.log.opening(self.home).ok_or(LogError::NotOwner)?;
+        if *read_in != Some(opening) {
+            let names = self.all("deny").await?.into_iter().collect();
+            let stored = self.log.state_get(self.home, StateSpace::Meta, VERSION).await?;
+            let version =
+                stored.and_then(|stored| Some(u64::from_be_bytes(*stored.first_chunk()?)));
+            self.set(DenyList { version: version.unwrap_or(0), names });
+            *read_in = Some(opening);
+        }
+        Ok((read_in, opening))
+    }
+
+    fn set(&self, list: DenyList) {
+        *self.lock() = Denied::new(list.names);
+        self.version.send_replace(Some(list.version));
+    }
+
+    /// What is denied; `None`: not known.
+    pub(super) fn deny_list(&self) -> Option<DenyList> {
+        // The version first: what is read after it is at least of it.
+        let version = (*self.version.borrow())?;
+        Some(DenyList { version, names: self.denied() })
+    }
+
+    /// Waits for a list that is newer than `after`.
+    pub(super) async fn newer(&self, after: Option<u64>) -> DenyList {
+        let mut version = self.version.subscribe();
+        loop {
+            // The sender is in `self`.
+            let _ = version.wait_for(|version| *version > after).await;
+            if let Some(list) = self.deny_list() {
+                return list;
+            }
+        }
+    }
+
+    /// Takes over what the node with the book said; older than what is known: nothing.
+    pub(super) async fn learn(&self, list: DenyList) {
+        let _turn = self.read_in.lock().await;
+        if self.version.borrow().is_none_or(|known| known < list.version) {
+            self.set(list);
+        }
+    }
+
+    pub(super) fn is_known(&self) -> bool {
+        self.version.borrow().is_some()
     }
 
     pub(super) async fn token(&self, secret: &str) -> Result<Option<Given>, LogError> {
@@ -148,7 +236,7 @@ impl Book {
         let mut writes: Vec<Write> =
             over.map(|(name, _)| Write::Delete(key("token", &name))).collect();
         writes.push(put("token", &hash(secret), given)?);
-        self.write(writes).await
+        self.write(writes, self.ready().await?).await
     }
 
     /// The token is used for this key, and the edge has this certificate: both or neither.
@@ -157,13 +245,19 @@ impl Book {
         secret: &str,
         given: &Given,
         certified: &Certified,
+        decided_in: Opening,
     ) -> Result<(), EnrolError> {
         let token = put("token", &hash(secret), given)?;
-        self.write(vec![token, put("edge", &given.edge, certified)?]).await
+        self.write(vec![token, put("edge", &given.edge, certified)?], decided_in).await
     }
 
-    pub(super) async fn renewed(&self, id: &str, certified: &Certified) -> Result<(), EnrolError> {
-        self.write(vec![put("edge", id, certified)?]).await
+    pub(super) async fn renewed(
+        &self,
+        id: &str,
+        certified: &Certified,
+        decided_in: Opening,
+    ) -> Result<(), EnrolError> {
+        self.write(vec![put("edge", id, certified)?], decided_in).await
     }
 
     pub(super) async fn edges(&self) -> Result<Vec<(String, Certified)>, LogError> {
@@ -176,26 +270,45 @@ impl Book {
 
     /// From now on neither comes in, and who is in has to go.
     pub(super) async fn deny(&self, name: &str, now_ms: i64) -> Result<(), EnrolError> {
+        let (turn, opening) = self.change().await?;
         if self.lock().names.len() >= ENTRIES_MAX {
             return Err(EnrolError::Full);
         }
-        self.write(vec![put("deny", name, &now_ms)?]).await?;
-        let mut denied = self.lock();
-        denied.names.insert(name.to_owned(), now_ms);
-        denied.numbers.extend(number(name));
-        drop(denied);
-        self.changed.send_replace(());
-        Ok(())
+        let mut names = self.denied();
+        names.insert(name.to_owned(), now_ms);
+        self.store(turn, opening, vec![put("deny", name, &now_ms)?], names).await
     }
 
     pub(super) async fn allow(&self, name: &str) -> Result<bool, EnrolError> {
-        let names = self.lock().same(name);
-        self.write(names.iter().map(|name| Write::Delete(key("deny", name))).collect()).await?;
-        let mut denied = self.lock();
-        let mut left = std::mem::take(&mut denied.names);
-        left.retain(|name, _| !names.contains(name));
-        *denied = Denied::new(left);
-        Ok(!names.is_empty())
+        let (turn, opening) = self.change().await?;
+        let same = self.lock().same(name);
+        if same.is_empty() {
+            return Ok(false);
+        }
+        let mut left = self.denied();
+        left.retain(|name, _| !same.contains(name));
+        let writes = same.iter().map(|name| Write::Delete(key("deny", name))).collect();
+        self.store(turn, opening, writes, left).await?;
+        Ok(true)
+    }
+
+    /// One change, durably, then for all to see.
+    async fn store(
+        &self,
+        mut turn: MutexGuard<'_, Option<Opening>>,
+        opening: Opening,
+        mut writes: Vec<Write>,
+        names: BTreeMap<String, i64>,
+    ) -> Result<(), EnrolError> {
+        let version = self.version.borrow().unwrap_or(0) + 1;
+        let value = Bytes::copy_from_slice(&version.to_be_bytes());
+        writes.push(Write::Put(Log::state_key(StateSpace::Meta, VERSION), value));
+        // In doubt until it is known what became of it.
+        *turn = None;
+        self.write(writes, opening).await?;
+        *turn = Some(opening);
+        self.set(DenyList { version, names });
+        Ok(())
     }
 
     pub(super) fn is_denied(&self, id: &str, serial: &str) -> bool {
@@ -205,7 +318,7 @@ impl Book {
 
     /// Waits until one of them is denied.
     pub(super) async fn denial(&self, id: &str, serial: &str) {
-        let mut changed = self.changed.subscribe();
+        let mut changed = self.version.subscribe();
         while !self.is_denied(id, serial) {
             // The sender is in `self`.
             let _ = changed.changed().await;
@@ -216,8 +329,9 @@ impl Book {
         self.denied.write().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    async fn write(&self, writes: Vec<Write>) -> Result<(), EnrolError> {
-        let transaction = Transaction { writes, ..Transaction::default() };
+    async fn write(&self, writes: Vec<Write>, opening: Opening) -> Result<(), EnrolError> {
+        let opening = Some(opening);
+        let transaction = Transaction { writes, opening, ..Transaction::default() };
         self.log.commit(self.home, transaction).await?;
         Ok(())
     }

@@ -22,6 +22,7 @@ use tributary_shared::{
     auth::certificate::{facts, principal},
     clock::wall_ms,
     enrol::{Token, is_enrollable, pin, split_at},
+    tasks,
 };
 
 use self::{
@@ -30,7 +31,7 @@ use self::{
 };
 use crate::log::{Log, LogError};
 
-pub use self::book::Certified;
+pub use self::book::{Certified, DenyList};
 
 /// What was denied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,6 +135,7 @@ impl Enrol {
             return Err(EnrolError::Wrong(why.to_owned()));
         }
         let book = Book::open(log).await?;
+        drop(tasks::spawn("deny list", book.clone().keep()));
         Ok(Self { book, authority, settings: Arc::new(settings), deciding: Arc::default() })
     }
 
@@ -164,6 +166,7 @@ impl Enrol {
     async fn enrol(&self, id: &str, secret: &str, request: &[u8]) -> Result<Vec<u8>, Refused> {
         let authority = self.authority.as_ref().ok_or(EnrolError::Off)?;
         let _turn = self.deciding.lock().await;
+        let decided_in = self.book.ready().await?;
         // Nothing is said of the request to who has no token.
         let given = self.book.token(secret).await?;
         let Some(mut given) = given.filter(|given| given.edge == id) else {
@@ -177,7 +180,7 @@ impl Enrol {
         }
         given.used_by = Some(key_hash);
         let (der, certified) = self.issue(authority, &request, id)?;
-        self.book.enrolled(secret, &given, &certified).await?;
+        self.book.enrolled(secret, &given, &certified, decided_in).await?;
         tracing::info!(edge = id, serial = certified.serial, "an edge is enrolled");
         Ok(der)
     }
@@ -193,12 +196,13 @@ impl Enrol {
             return Err(Refused::Forbidden("the certificate is no edge's"));
         }
         let _turn = self.deciding.lock().await;
+        let decided_in = self.book.ready().await?;
         if self.book.is_denied(&id, &said.serial) {
             return Err(Refused::Forbidden("this edge is on the deny list"));
         }
         let request = Request::read(request, &id).map_err(Refused::Bad)?;
         let (der, certified) = self.issue(authority, &request, &id)?;
-        self.book.renewed(&id, &certified).await?;
+        self.book.renewed(&id, &certified, decided_in).await?;
         tracing::info!(edge = %id, serial = certified.serial, "an edge's certificate is renewed");
         Ok(der)
     }
@@ -240,6 +244,26 @@ impl Enrol {
     /// Edges with their newest certificates, and what is denied since when (wall ms).
     pub async fn list(&self) -> Result<(Vec<(String, Certified)>, Vec<(String, i64)>), EnrolError> {
         Ok((self.book.edges().await?, self.book.denied().into_iter().collect()))
+    }
+
+    /// What is denied as known here, for the other nodes; `None`: nothing is known yet, and no edge can be let in.
+    pub fn deny_list(&self) -> Option<DenyList> {
+        self.book.deny_list()
+    }
+
+    /// Waits until more is known of what is denied than version `after`.
+    pub async fn deny_list_changed(&self, after: Option<u64>) -> DenyList {
+        self.book.newer(after).await
+    }
+
+    /// Takes over what the node with the book said.
+    pub async fn learn(&self, list: DenyList) {
+        self.book.learn(list).await;
+    }
+
+    /// Whether it is known what is denied.
+    pub fn is_ready(&self) -> bool {
+        self.book.is_known()
     }
 
     /// Whether an edge, or its certificate, is shut out.

@@ -153,7 +153,12 @@ impl Inner {
                     StreamChange::Create { name: name.into(), partitions: None, config: config() };
                 match self.change_streams(change).await {
                     Ok(Some(stream)) => return Ok(stream),
-                    Ok(None) | Err(LogError::StreamExists(_)) => {}
+                    // Another was faster; it is seen here, or will be.
+                    Ok(None) | Err(LogError::StreamExists(_)) => {
+                        if self.catalog.by_name(name).is_some() {
+                            continue;
+                        }
+                    }
                     Err(LogError::NotOwner) if self.remote.is_some() => {}
                     Err(error) => return Err(error),
                 }

@@ -67,6 +67,22 @@ impl Inner {
         }
     }
 
+    pub(super) async fn end(&self, id: PartitionId) -> Result<Offset, LogError> {
+        if let Err(LogError::NotOwner) = self.watermarks_anywhere(id) {
+            match self.read_anywhere(id, 0, 1).await {
+                Err(LogError::OffsetOutOfRange { high, .. }) => return Ok(high),
+                read => drop(read?),
+            }
+        }
+        self.watermarks_anywhere(id).map(|marks| marks.high)
+    }
+
+    /// Whether a partition is another node's to read from.
+    pub(super) fn is_far(&self, id: PartitionId) -> bool {
+        let elsewhere = |partition: Arc<Partition>| self.opening(partition.shard).is_none();
+        self.remote.is_some() && self.partition(id).is_ok_and(elsewhere)
+    }
+
     pub(super) fn elsewhere(&self) -> Vec<(Far, Option<Offset>)> {
         let partitions: Vec<_> = {
             let all = self.shared.partitions.read().unwrap_or_else(PoisonError::into_inner);

@@ -117,9 +117,8 @@ fn start_owner(
         engine: Arc::clone(engine),
         shared: Arc::clone(shared),
         slot: Arc::clone(&slot),
-        inbox: Inbox { requests, orders: told, stop: stop.clone() },
+        inbox: Inbox { requests, orders: told, stop: stop.clone(), alone },
         unclaimed: Arc::clone(&unclaimed),
-        alone,
     };
     let room_permits =
         u32::try_from(settings.in_flight_bytes / ROOM_UNIT).unwrap_or(1 << 20).max(1);

@@ -9,7 +9,8 @@
 //! P | partition u64 | producer id i64        Kafka producer: epoch, last 5 batches
 //! E | edge (u16 length, bytes) | epoch i64   edge: next sequence
 //! D | stream id u32                          stream (shard 0)
-//! N |                                        next stream id (shard 0)
+//! N |                                        next stream id, number of changes of the streams (shard 0)
+//! F |                                        nothing: written to see whether the shard is still ours
 //! g o a q k s r m | any bytes                a head's own (`StateSpace`)
 //! ```
 //! Change here: the layout. Not here: what the values hold (`stored`).
@@ -28,6 +29,7 @@ const PRODUCER: u8 = b'P';
 const EDGE: u8 = b'E';
 const STREAM: u8 = b'D';
 const NEXT_STREAM: u8 = b'N';
+const TOUCH: u8 = b'F';
 
 /// A partition's own kinds of keys that lie in offset order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,6 +165,10 @@ pub(super) fn streams() -> Range<Bytes> {
 
 pub(super) fn next_stream() -> Bytes {
     Bytes::from_static(&[NEXT_STREAM])
+}
+
+pub(super) fn touch() -> Bytes {
+    Bytes::from_static(&[TOUCH])
 }
 
 /// First byte of a head's keys.
@@ -305,7 +311,9 @@ mod tests {
     #[test]
     fn heads_cannot_name_the_logs_keys() {
         assert!(is_state(&state(StateSpace::Meta, b"")));
-        for own in [tail(P), producer(P, 0), edge("e", 0), stream(StreamId(0)), next_stream()] {
+        for own in
+            [tail(P), producer(P, 0), edge("e", 0), stream(StreamId(0)), next_stream(), touch()]
+        {
             assert!(!is_state(&own));
         }
         assert!(!is_state(&ByOffset::Records.key(P, 0)) && !is_state(b""));

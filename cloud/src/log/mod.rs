@@ -25,9 +25,13 @@ mod keys;
 pub mod lease;
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod nodes_tests;
 mod owner;
 mod ownership;
 mod partition;
+#[cfg(test)]
+mod random_tests;
 mod read;
 pub mod remote;
 mod retention;
@@ -40,6 +44,7 @@ pub mod tail;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+pub mod turns;
 mod writing;
 
 use std::sync::Arc;
@@ -405,6 +410,11 @@ impl Log {
     /// [`Log::watermarks`]; of a partition elsewhere as last heard. Nothing heard yet: [`LogError::NotOwner`].
     pub fn watermarks_anywhere(&self, partition: PartitionId) -> Result<Watermarks, LogError> {
         self.inner.watermarks_anywhere(partition)
+    }
+
+    /// The end of a partition, wherever it is; what is not known is asked of its owner.
+    pub async fn end(&self, partition: PartitionId) -> Result<Offset, LogError> {
+        self.inner.end(partition).await
     }
 
     /// Start and end of a partition that is here.

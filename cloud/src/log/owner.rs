@@ -84,8 +84,6 @@ pub(super) struct Owner {
     pub inbox: Inbox,
     /// Partitions that the shard holds and this log did not know when it was opened.
     pub unclaimed: Arc<Mutex<Vec<PartitionId>>>,
-    /// No other node: a shard whose store failed is opened again without being told to.
-    pub alone: bool,
 }
 
 type Opened = (Arc<dyn Shard>, State);
@@ -124,7 +122,7 @@ impl Owner {
     /// Waits until it is told to open the shard; `None`: the log closes.
     async fn away(&mut self) -> Option<Opened> {
         loop {
-            let Inbox { requests, orders, stop } = &mut self.inbox;
+            let Inbox { requests, orders, stop, .. } = &mut self.inbox;
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if !requests.is_closed() => requests.close(),
@@ -181,13 +179,14 @@ impl Owner {
     async fn recover(&mut self, shard: &Arc<dyn Shard>, error: EngineError) -> Option<Opened> {
         let mut error = error;
         loop {
-            if matches!(error, EngineError::Fenced(_)) || !self.alone {
+            if matches!(error, EngineError::Fenced(_)) || !self.inbox.alone {
                 warn!(shard = self.id.0, %error, "the shard is lost to this node");
                 self.slot.set(Place::Away);
                 self.shared.lost.tell(self.id);
                 self.let_go(shard);
                 return None;
             }
+            // Nobody else would: it is opened again without being told to.
             warn!(shard = self.id.0, %error, "shard failed; opening it again");
             self.slot.set(Place::Reopening(error.clone()));
             let Inbox { requests, stop, .. } = &mut self.inbox;

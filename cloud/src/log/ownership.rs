@@ -5,22 +5,44 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::{Lease, LogError, Opening, catalog::METADATA, inner::Inner, owner::Order};
-use crate::engine::ShardId;
+use super::{Lease, LogError, Opening, catalog::METADATA, inner::Inner, keys, owner::Order};
+use crate::engine::{ShardId, Write};
 
 impl Inner {
     pub(super) async fn take(self: &Arc<Self>, shard: ShardId) -> Result<(), LogError> {
-        let (to, done) = oneshot::channel();
-        let orders = &self.handle(shard)?.orders;
-        orders.send(Order::Take(to)).await.map_err(|_| LogError::Closed)?;
-        done.await.map_err(|_| LogError::Closed)??;
+        let before = self.opening(shard);
+        self.order_take(shard).await?;
+        // It was open: it may have been taken over, and nobody has noticed.
+        if let Some(opening) = before
+            && let Err(error) = self.touch(shard, opening).await
+        {
+            tracing::info!(shard = shard.0, %error, "an open shard is not ours any more: it is opened anew");
+            self.gone(shard, opening).await;
+            self.order_take(shard).await?;
+        }
         if shard == METADATA {
             self.reload().await?;
         }
         self.sweep_unclaimed();
         Ok(())
+    }
+
+    async fn order_take(&self, shard: ShardId) -> Result<(), LogError> {
+        let (to, done) = oneshot::channel();
+        let orders = &self.handle(shard)?.orders;
+        orders.send(Order::Take(to)).await.map_err(|_| LogError::Closed)?;
+        done.await.map_err(|_| LogError::Closed)?
+    }
+
+    /// A write that nobody reads.
+    async fn touch(&self, shard: ShardId, opening: Opening) -> Result<(), LogError> {
+        if self.remote.is_none() {
+            return Ok(());
+        }
+        self.write(shard, opening, vec![Write::Put(keys::touch(), Bytes::new())]).await
     }
 
     pub(super) async fn release(&self, shard: ShardId) -> Result<(), LogError> {

@@ -82,6 +82,10 @@ impl Inner {
     /// What an error of the engine means to a reader.
     pub(super) fn explain(&self, shard: ShardId, error: EngineError) -> LogError {
         match self.handle(shard) {
+            // Its owner here notices with the next write.
+            Ok(_) if matches!(error, EngineError::Fenced(_)) && self.remote.is_some() => {
+                LogError::NotOwner
+            }
             Ok(handle) => handle.slot.explain(error),
             Err(refused) => refused,
         }

@@ -4,16 +4,15 @@
 //! the cursors: [`TailBatch::next`], stored together with what it derived. Woken by appends, never polling.
 //! Not here: who wants which record (the heads).
 
-use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use tracing::warn;
 use tributary_shared::record::{Batch, Record};
 
-use super::{Follower, Log, LogError, Offset, PartitionId, Stream};
+use super::{
+    Log, LogError, Offset, PartitionId, Stream,
+    turns::{Turn, Turns},
+};
 
 /// Read from one partition at its turn, bytes as stored.
 const READ_BYTES: usize = 256 * 1024;
@@ -21,8 +20,6 @@ const READ_BYTES: usize = 256 * 1024;
 const ANSWER_BYTES: usize = 4 * 1024 * 1024;
 /// A batch that unpacks to more is not read.
 const UNPACKED_BYTES: usize = 64 * 1024 * 1024;
-/// Between two attempts when the storage fails.
-const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// Where to begin with partitions that exist and have no cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,74 +46,40 @@ pub struct TailBatch {
 /// See the module.
 pub struct Tail {
     log: Log,
-    follower: Follower,
-    cursors: HashMap<PartitionId, Offset>,
-    /// Partitions that may have more, in turn.
-    ready: VecDeque<PartitionId>,
-    queued: HashSet<PartitionId>,
+    turns: Turns,
     skipped: u64,
 }
 
 impl Tail {
     /// Goes on at `cursors`. Partitions that are there and not in `cursors` start as `unknown` says; those that appear later
-    /// start at their beginning.
-    pub fn new(log: Log, mut cursors: HashMap<PartitionId, Offset>, unknown: Start) -> Self {
-        let follower = log.follow();
+    /// start at their beginning. The end of one elsewhere may have to be asked for: [`LogError::NotOwner`] if nobody answers.
+    pub async fn new(
+        log: Log,
+        mut cursors: HashMap<PartitionId, Offset>,
+        unknown: Start,
+    ) -> Result<Self, LogError> {
+        // Before the look at what is there: what comes meanwhile is not missed.
+        let turns = Turns::new(log.clone(), HashMap::new(), READ_BYTES);
         for stream in log.streams() {
             for index in 0..stream.partitions {
                 let partition = PartitionId::new(stream.id, index);
-                if let Ok(marks) = log.watermarks(partition) {
-                    let start = if unknown == Start::End { marks.high } else { marks.start };
-                    cursors.entry(partition).or_insert(start);
+                if unknown == Start::End && !cursors.contains_key(&partition) {
+                    cursors.insert(partition, log.end(partition).await?);
                 }
             }
         }
-        let (ready, queued) = (VecDeque::new(), HashSet::new());
-        Self { log, follower, cursors, ready, queued, skipped: 0 }
+        Ok(Self { log, turns: turns.at(cursors), skipped: 0 })
     }
 
-    /// The next records; waits for them. `None`: the log is closed or this node lost it. Cancelling loses nothing.
+    /// The next records; waits for them. `None`: the log is closed. Cancelling loses nothing.
     pub async fn next(&mut self) -> Option<TailBatch> {
         loop {
-            let Some(partition) = self.ready.front().copied() else {
-                for partition in self.follower.next().await? {
-                    if self.queued.insert(partition) {
-                        self.ready.push_back(partition);
-                    }
-                }
-                continue;
-            };
-            let from = self.cursors.get(&partition).copied().unwrap_or(0);
-            match self.log.read(partition, from, READ_BYTES).await {
-                Ok(batches) => {
-                    // Its turn is over; if there may be more it gets another one.
-                    self.rest(partition);
-                    if batches.is_empty() {
-                        continue;
-                    }
-                    self.queued.insert(partition);
-                    self.ready.push_back(partition);
-                    let (records, next) = self.decode(partition, from, &batches);
-                    self.cursors.insert(partition, next);
-                    let stream = self.log.stream_by_id(partition.stream());
-                    if let (Some(stream), false) = (stream, records.is_empty()) {
-                        return Some(TailBatch { partition, stream, records, next });
-                    }
-                }
-                // Retention was faster, or the cursor is from a store that lost its end.
-                Err(LogError::OffsetOutOfRange { asked, start, high }) => {
-                    warn!(partition = partition.0, asked, start, high, "records are gone");
-                    self.cursors.insert(partition, asked.clamp(start, high));
-                }
-                Err(LogError::StreamNotFound(_) | LogError::PartitionNotFound(..)) => {
-                    self.rest(partition);
-                    self.cursors.remove(&partition);
-                }
-                Err(LogError::Closed | LogError::NotOwner) => return None,
-                Err(error) => {
-                    warn!(partition = partition.0, %error, "reading failed; trying again");
-                    tokio::time::sleep(AGAIN_AFTER).await;
-                }
+            let Turn { partition, from, batches } = self.turns.next().await?;
+            let (records, next) = self.decode(partition, from, &batches);
+            self.turns.advance(partition, next);
+            let stream = self.log.stream_by_id(partition.stream());
+            if let (Some(stream), false) = (stream, records.is_empty()) {
+                return Some(TailBatch { partition, stream, records, next });
             }
         }
     }
@@ -124,17 +87,12 @@ impl Tail {
     /// Where each partition goes on. A head that starts at [`Start::End`] keeps these once at its first start: a partition that
     /// never had a record since would otherwise have no cursor at the next start, and skip what came meanwhile.
     pub fn cursors(&self) -> &HashMap<PartitionId, Offset> {
-        &self.cursors
+        self.turns.cursors()
     }
 
     /// Batches so far that could not be unpacked and were left out.
     pub fn skipped(&self) -> u64 {
         self.skipped
-    }
-
-    fn rest(&mut self, partition: PartitionId) {
-        self.ready.pop_front();
-        self.queued.remove(&partition);
     }
 
     /// Records from `from` on, and where to go on.

@@ -189,7 +189,7 @@ async fn a_tail_sees_every_record_once_from_its_cursors() {
         log.append(q, batch(3), Guard::None).await.unwrap();
     }
     // p goes on in the middle of a batch; q has no cursor and starts at its end.
-    let mut tail = Tail::new(log.clone(), [(p, 4)].into(), Start::End);
+    let mut tail = Tail::new(log.clone(), [(p, 4)].into(), Start::End).await.unwrap();
     let first = tail.next().await.unwrap();
     assert_eq!((first.partition, values(&first), first.next), (p, vec![4, 5], 6));
 
@@ -234,7 +234,7 @@ async fn a_tail_serves_partitions_in_turn_and_skips_what_cannot_be_unpacked() {
     log.append(q, Batch::parse(broken.into()).unwrap(), Guard::None).await.unwrap();
     log.append(q, batch(1), Guard::None).await.unwrap();
 
-    let mut tail = Tail::new(log.clone(), HashMap::new(), Start::Beginning);
+    let mut tail = Tail::new(log.clone(), HashMap::new(), Start::Beginning).await.unwrap();
     let mut turns = Vec::new();
     while turns.iter().map(|(_, n): &(PartitionId, usize)| n).sum::<usize>() < 6 {
         let batch = tail.next().await.unwrap();

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +20,7 @@ use super::{
     owner::{Order, Shared},
     slot::{Opening, Place, Slot, reopened},
 };
-use crate::engine::{CommitId, EngineError, Shard};
+use crate::engine::{CommitId, EngineError, Shard, Write};
 
 /// Changes taken from the queue at a time.
 const TAKE: usize = 512;
@@ -86,6 +87,8 @@ pub(super) struct Inbox {
     pub requests: mpsc::Receiver<Request>,
     pub orders: mpsc::Receiver<Order>,
     pub stop: CancellationToken,
+    /// No other node can take the shard over.
+    pub alone: bool,
 }
 
 /// One opening of the shard.
@@ -123,7 +126,7 @@ async fn write(
         learn(shard.as_ref(), state, unknown).await?;
         let mut rest = taken.drain(..).peekable();
         while rest.peek().is_some() {
-            let mut flight = compose(state, &mut rest);
+            let mut flight = compose(state, &mut rest, inbox.alone);
             let writes = std::mem::take(&mut flight.group.writes);
             slot.start_group();
             if !writes.is_empty() {
@@ -146,7 +149,7 @@ async fn take(
     released: &mut Option<oneshot::Sender<()>>,
     taken: &mut Vec<Request>,
 ) -> Option<Ended> {
-    let Inbox { requests, orders, stop } = inbox;
+    let Inbox { requests, orders, stop, .. } = inbox;
     while released.is_none() {
         tokio::select! {
             biased;
@@ -223,20 +226,38 @@ async fn learn(
 }
 
 /// One group from the first of `rest`.
-fn compose(state: &mut State, rest: &mut impl Iterator<Item = Request>) -> Flight {
+///
+/// What is refused for what came before is refused by the owner only: an owner that was replaced and does not know it yet would
+/// call a record that it has not seen a gap. So such an answer, too, waits for a write.
+fn compose(state: &mut State, rest: &mut impl Iterator<Item = Request>, alone: bool) -> Flight {
     let mut flight = Flight { commit: None, group: Group::default(), answers: Vec::new() };
     let mut bytes = 0;
     let now = now_ms();
+    let mut refused = false;
     while bytes < GROUP_BYTES {
         let Some(Request { change, answer, room, .. }) = rest.next() else { break };
         if let Change::Apply(prepared) = &change {
             bytes += prepared.appends.iter().map(|a| a.batch.bytes().len()).sum::<usize>();
         }
         let decided = state.decide(change, now, &mut flight.group);
+        refused |= decided.as_ref().is_err_and(rests_on_the_past);
         flight.answers.push((answer, decided, room));
     }
     state.finish(&mut flight.group);
+    if refused && !alone && flight.group.writes.is_empty() {
+        flight.group.writes.push(Write::Put(keys::touch(), Bytes::new()));
+    }
     flight
+}
+
+fn rests_on_the_past(error: &LogError) -> bool {
+    matches!(
+        error,
+        LogError::EdgeGap { .. }
+            | LogError::EdgeClash
+            | LogError::OutOfOrderSequence { .. }
+            | LogError::StaleProducerEpoch { .. }
+    )
 }
 
 /// Durable -> readers -> answers, in the order of the writes.

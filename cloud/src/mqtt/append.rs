@@ -1,6 +1,6 @@
 //! Clients' messages as record batches for the log.
 //!
-//! In: messages in the order they were taken. Out: one batch a partition (more where it would be too large), by shard.
+//! In: messages in the order they were taken. Out: one batch a partition (more where it would be too large).
 //! Not here: which partition (`route`), what a record looks like (`record::mqtt`).
 
 use std::{collections::HashMap, sync::Arc};
@@ -13,10 +13,7 @@ use tributary_shared::{
 };
 
 use super::{Head, door};
-use crate::{
-    engine::ShardId,
-    log::{Append, Log, LogError, PartitionId, Stream},
-};
+use crate::log::{Append, Log, LogError, PartitionId, Stream};
 
 /// From so many messages on a batch is compressed: below it costs more than it saves.
 const COMPRESS_FROM: usize = 10;
@@ -51,11 +48,11 @@ pub(super) fn limit(log: &Log, stream: &Stream) -> usize {
     stream.config.max_batch_bytes.unwrap_or(log.settings().max_batch_bytes)
 }
 
-/// Appends by the shard they belong to; the messages of a partition stay in order.
-pub(super) async fn by_shard(
+/// Appends to partitions of the head's shard; the messages of a partition stay in order.
+pub(super) async fn batches(
     head: &Head,
     messages: &[Arc<Message>],
-) -> Result<HashMap<ShardId, Vec<Append>>, LogError> {
+) -> Result<Vec<Append>, LogError> {
     let mut shares: Vec<Share> = Vec::new();
     let mut index: HashMap<PartitionId, usize> = HashMap::new();
     for message in messages {
@@ -68,7 +65,7 @@ pub(super) async fn by_shard(
             head.numbers.dropped("not_authorized");
             continue;
         }
-        let place = match head.routing.place(&head.log, &message.topic).await {
+        let place = match head.routing.place(&head.log, head.home, &message.topic).await {
             Ok(place) => place,
             Err(error @ (LogError::Closed | LogError::NotOwner | LogError::Engine(_))) => {
                 return Err(error);
@@ -92,7 +89,7 @@ pub(super) async fn by_shard(
         let mut record = to_record(message);
         place.target.set_key(&mut record, &message.topic);
         let at = *index.entry(place.partition).or_insert_with(|| {
-            shares.push(Share::new(place.partition, place.shard));
+            shares.push(Share::new(place.partition));
             shares.len() - 1
         });
         if let Some(share) = shares.get_mut(at) {
@@ -102,27 +99,25 @@ pub(super) async fn by_shard(
             share.builder.push(&record);
         }
     }
-    let mut shards: HashMap<ShardId, Vec<Append>> = HashMap::new();
+    let mut appends = Vec::new();
     for mut share in shares {
         share.cut()?;
         let partition = share.partition;
-        let appends = share.done.into_iter().map(|batch| Append { partition, batch });
-        shards.entry(share.shard).or_default().extend(appends);
+        appends.extend(share.done.into_iter().map(|batch| Append { partition, batch }));
     }
-    Ok(shards)
+    Ok(appends)
 }
 
 /// What goes to one partition.
 struct Share {
     partition: PartitionId,
-    shard: ShardId,
     done: Vec<Batch>,
     builder: BatchBuilder,
 }
 
 impl Share {
-    fn new(partition: PartitionId, shard: ShardId) -> Self {
-        Self { partition, shard, done: Vec::new(), builder: BatchBuilder::new() }
+    fn new(partition: PartitionId) -> Self {
+        Self { partition, done: Vec::new(), builder: BatchBuilder::new() }
     }
 
     fn cut(&mut self) -> Result<(), BatchError> {

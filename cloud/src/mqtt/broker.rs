@@ -44,7 +44,7 @@ use super::{
     stored::{kind, session_key},
 };
 use crate::log::{
-    LogError, Offset, PartitionId, Pending, Transaction,
+    LogError, Offset, Opening, PartitionId, Pending, Transaction,
     tail::{Start, Tail, TailBatch},
 };
 
@@ -98,6 +98,7 @@ enum Next {
 /// The task's data.
 pub(super) struct Broker<'a> {
     head: &'a Head,
+    opening: Opening,
     clock: Clock,
     state: State,
     tail: Tail,
@@ -118,17 +119,20 @@ pub(super) struct Broker<'a> {
 impl<'a> Broker<'a> {
     /// Goes on from what is stored. At the very first start the log's past is not delivered: cursors start at its end and
     /// are stored at once.
-    pub(super) async fn restore(head: &'a Head) -> Result<Self, Broken> {
+    ///
+    /// All of it belongs to `opening` of the head's shard: nothing is stored under another.
+    pub(super) async fn restore(head: &'a Head, opening: Opening) -> Result<Self, Broken> {
         let clock = Clock::start();
         let seed = getrandom::u64().unwrap_or_else(|_| clock.now().wall_ms.unsigned_abs());
         let Past { restored, cursors } = restore::read(&head.log, head.home, seed).await?;
         let first_start = cursors.is_none();
         let unknown = if first_start { Start::End } else { Start::Beginning };
-        let tail = Tail::new(head.log.clone(), cursors.unwrap_or_default(), unknown);
+        let tail = Tail::new(head.log.clone(), cursors.unwrap_or_default(), unknown).await?;
         let next_session = restored.next_session;
         let settings = head.settings.session.clone();
         let mut broker = Self {
             head,
+            opening,
             clock,
             state: State::new(settings, Fanout::FromLog, restored, clock.now()),
             cursors: if first_start { tail.cursors().clone() } else { HashMap::new() },
@@ -289,11 +293,16 @@ impl<'a> Broker<'a> {
         if edge || door::is_closed(&topic) {
             return Ok(Some(Reason::NOT_AUTHORIZED));
         }
-        match self.head.routing.place(&self.head.log, &topic).await {
-            Ok(place) if append::weight(publish) > append::limit(&self.head.log, &place.stream) => {
+        let Head { log, home, routing, .. } = self.head;
+        match routing.place(log, *home, &topic).await {
+            Ok(place) if append::weight(publish) > append::limit(log, &place.stream) => {
                 Ok(Some(Reason::QUOTA_EXCEEDED))
             }
             Ok(_) => Ok(None),
+            // A stream is to be made, and who makes streams is not there. Nobody else has to suffer for it.
+            Err(LogError::NotOwner) if log.opening(*home) == Some(self.opening) => {
+                Ok(Some(Reason::IMPLEMENTATION_SPECIFIC))
+            }
             Err(error @ (LogError::Closed | LogError::NotOwner | LogError::Engine(_))) => {
                 Err(error.into())
             }
@@ -353,15 +362,14 @@ impl<'a> Broker<'a> {
         Ok(())
     }
 
-    /// Submits messages and state. In the head's own shard they are one commit; a message for another shard is durable
-    /// before the state that says so is submitted.
+    /// Submits messages and state, as one commit of the head's shard.
     async fn commit(
         &mut self,
         stored: &mut Stored,
         save_cursors: bool,
     ) -> Result<VecDeque<Pending>, Broken> {
         let Head { log, home, .. } = self.head;
-        let mut appends = append::by_shard(self.head, &stored.messages).await?;
+        let appends = append::batches(self.head, &stored.messages).await?;
         if stored.highest_session >= self.next_session {
             self.next_session = stored.highest_session + 1;
             let next = self.next_session.to_be_bytes().to_vec();
@@ -371,20 +379,12 @@ impl<'a> Broker<'a> {
             self.add_cursors(stored);
         }
         let transaction = Transaction {
-            appends: appends.remove(home).unwrap_or_default(),
+            appends,
             writes: std::mem::take(&mut stored.writes),
+            opening: Some(self.opening),
             ..Transaction::default()
         };
         let mut commits = VecDeque::new();
-        for (shard, appends) in appends {
-            let transaction = Transaction { appends, ..Transaction::default() };
-            commits.push_back(log.submit(shard, transaction).await?);
-        }
-        if !transaction.writes.is_empty() {
-            for commit in commits.drain(..) {
-                commit.await.unwrap_or(Err(LogError::Closed))?;
-            }
-        }
         if !transaction.writes.is_empty() || !transaction.appends.is_empty() {
             commits.push_back(log.submit(*home, transaction).await?);
         }

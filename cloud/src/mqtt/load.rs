@@ -8,12 +8,13 @@ use std::{collections::HashMap, sync::Arc};
 
 use tributary_shared::{
     message::{Message, MessageRef},
-    record::{Record, mqtt::to_message},
+    record::{Batch, Record, mqtt::to_message},
     session::{Event, Queued, SessionId, event::LoadedEntry},
 };
 
-use super::stored::{
-    Body, entry_key, kind, read_flight, read_queued, read_session_key, session_key,
+use super::{
+    AGAIN_AFTER,
+    stored::{Body, entry_key, kind, read_flight, read_queued, read_session_key, session_key},
 };
 use crate::{
     engine::{ScanLimit, ShardId},
@@ -127,7 +128,7 @@ impl Bodies<'_> {
         };
         let Some(stream) = self.log.stream_by_id(partition.stream()) else { return Ok(None) };
         if self.kept(partition, offset).is_none() {
-            let batches = match self.log.read(partition, offset, 1).await {
+            let batches = match self.read(partition, offset).await {
                 Ok(batches) => batches,
                 Err(LogError::OffsetOutOfRange { .. } | LogError::PartitionNotFound(..)) => {
                     return Ok(None);
@@ -143,6 +144,16 @@ impl Bodies<'_> {
             let place = Some(MessageRef(partition.0, offset.unsigned_abs()));
             Arc::new(Message { place, ..to_message(record, &stream.name) })
         }))
+    }
+
+    /// A record elsewhere is waited for: its owner may change just now. If the head's own shard goes, all of this is dropped.
+    async fn read(&self, partition: PartitionId, offset: Offset) -> Result<Vec<Batch>, LogError> {
+        loop {
+            match self.log.read_anywhere(partition, offset, 1).await {
+                Err(LogError::NotOwner) => tokio::time::sleep(AGAIN_AFTER).await,
+                read => return read,
+            }
+        }
     }
 
     fn kept(&self, partition: PartitionId, offset: Offset) -> Option<&Record> {

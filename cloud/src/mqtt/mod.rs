@@ -6,7 +6,8 @@
 //! ```
 //! In: connections whose CONNECT has been read ([`Clients::serve`]). Out: records in the log; packets to clients.
 //! Promises: PUBACK and PUBREC after the record is durable; a stored session's queue, ids and subscriptions survive a kill
-//! together with the place in the log they belong to. All of the head's state is in one shard.
+//! together with the place in the log they belong to. All of the head's state is in one shard; where that is not, nobody is
+//! served.
 //! Not here: what packets mean (`shared::session`), where a topic goes (`route`), edges (`bridge`).
 
 mod append;
@@ -44,7 +45,7 @@ use self::{
 };
 use crate::{
     engine::ShardId,
-    log::{Log, LogError},
+    log::{Log, LogError, Opening},
     route::Routing,
     status::Status,
 };
@@ -163,29 +164,70 @@ pub fn open(
     (Clients { context }, serve(head, incoming, stop))
 }
 
-/// Runs the broker; starts it again from the store when the log failed under it.
+/// Runs the broker while the head's shard is here; starts it again from the store when the log failed under it, or when the
+/// shard comes back.
 async fn serve(
     head: Head,
     mut incoming: mpsc::Receiver<Incoming>,
     stop: CancellationToken,
 ) -> Result<(), LogError> {
     loop {
-        let mut broker = match Broker::restore(&head).await {
-            Ok(broker) => broker,
-            Err(Broken::Log(error)) => return Err(error),
-            Err(Broken::Load(_)) => return Err(LogError::Closed),
+        let opening = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            opening = head.log.here(head.home) => opening?,
+            () = turn_away(&mut incoming) => return Ok(()),
         };
-        match broker.run(&mut incoming, &stop).await {
+        match serve_here(&head, opening, &mut incoming, &stop).await {
             Ok(()) => return Ok(()),
             Err(Broken::Log(LogError::Closed)) if stop.is_cancelled() => return Ok(()),
-            Err(Broken::Log(error @ (LogError::Closed | LogError::NotOwner))) => return Err(error),
+            Err(Broken::Log(LogError::Closed)) => return Err(LogError::Closed),
+            Err(Broken::Log(LogError::NotOwner)) => {
+                tracing::info!("MQTT clients are closed: their state is not here any more");
+            }
             Err(error) => tracing::error!(%error, "MQTT state is read back from the store"),
         }
-        broker.close_all();
         count(&head.numbers.restored);
+        if head.log.opening(head.home) != Some(opening) {
+            continue;
+        }
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(AGAIN_AFTER) => {}
+        }
+    }
+}
+
+/// Until `stop`, a failure, or the end of this opening of the head's shard.
+async fn serve_here(
+    head: &Head,
+    opening: Opening,
+    incoming: &mut mpsc::Receiver<Incoming>,
+    stop: &CancellationToken,
+) -> Result<(), Broken> {
+    let gone = head.log.gone(head.home, opening);
+    tokio::pin!(gone);
+    let mut broker = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        restored = Broker::restore(head, opening) => restored?,
+        () = &mut gone => return Err(LogError::NotOwner.into()),
+    };
+    let ended = tokio::select! {
+        ended = broker.run(incoming, stop) => ended,
+        // Whatever it was about to do belongs to an opening that is over.
+        () = &mut gone => Err(LogError::NotOwner.into()),
+    };
+    if ended.is_err() {
+        broker.close_all();
+    }
+    ended
+}
+
+/// While the head's shard is elsewhere nobody is served: who comes all the same is closed, and comes again. Returns when nobody
+/// can come any more.
+async fn turn_away(incoming: &mut mpsc::Receiver<Incoming>) {
+    while let Some(item) = incoming.recv().await {
+        if let Incoming::Connect { outbox, .. } = item {
+            outbox.close();
         }
     }
 }

@@ -394,18 +394,15 @@ async fn messages_in_other_shards_are_delivered_and_survive_a_kill_too() {
     let mut cloud = Cloud::start(&engine).await;
     let (mut reader, _) = cloud.connect("reader", false).await;
     reader.subscribe("t/#", Qos::AtLeastOnce).await;
-    let (mut writer, _) = cloud.connect("writer", false).await;
-    let mut shards = std::collections::BTreeSet::new();
-    for number in 1..=16_u16 {
-        let topic = format!("t/{number}");
-        let routing = Routing::new(Routes::default());
-        shards.insert(routing.place(&cloud.log, &topic).await.unwrap().shard);
-        writer.send_publish(&topic, &topic, Qos::ExactlyOnce, number, false).await;
-    }
-    assert!(shards.len() > 1, "the topics are spread");
-    for _ in 1..=16 {
-        let Packet::PubRec(ack) = writer.receive().await else { panic!("no PUBREC") };
-        assert_eq!(ack.reason, Reason::SUCCESS);
+    let stream = cloud.log.create_stream("t", None, StreamConfig::default()).await.unwrap();
+    assert_eq!(stream.partitions, 4, "one a shard");
+    for number in 0..16_u32 {
+        let mut builder = BatchBuilder::new();
+        let topic = Bytes::from(format!("t/{number}"));
+        builder.push(&Record { key: Some(topic.clone()), value: Some(topic), ..Record::default() });
+        let batch = builder.finish(Compression::None, None).unwrap();
+        let partition = PartitionId::new(stream.id, number % 4);
+        cloud.log.append(partition, batch, Guard::None).await.unwrap();
     }
     cloud.kill(&engine).await;
     let mut cloud = Cloud::start(&engine).await;

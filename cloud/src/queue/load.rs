@@ -100,7 +100,7 @@ impl Records<'_> {
             let Some(stream) = self.log.stream_by_id(at.partition.stream()) else {
                 return Ok(None);
             };
-            let batches = match self.log.read(at.partition, at.offset, READ_BYTES).await {
+            let batches = match self.log.read_anywhere(at.partition, at.offset, READ_BYTES).await {
                 Ok(batches) => batches,
                 Err(LogError::OffsetOutOfRange { .. } | LogError::PartitionNotFound(..)) => {
                     return Ok(None);

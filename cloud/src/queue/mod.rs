@@ -17,6 +17,7 @@ mod backlog_tests;
 pub mod dead_letter;
 pub mod deliver;
 pub mod exchange;
+mod keeper;
 pub mod line;
 pub mod load;
 pub mod message;

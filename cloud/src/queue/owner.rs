@@ -29,6 +29,7 @@ use tributary_shared::{
 use super::{
     Command, ConnectionId, Event, Message, Numbers, Outbox, QueueId, TOPIC_EXCHANGE,
     exchange::Exchange,
+    keeper::{Keeper, home_name},
     limits,
     load::{load, scan_all, sweep, write},
     message::At,
@@ -39,7 +40,10 @@ use super::{
 };
 use crate::{
     engine::ShardId,
-    log::{Append, Log, LogError, Offset, PartitionId, StateSpace, StreamConfig, Transaction},
+    log::{
+        Append, Guard, Log, LogError, Offset, Opening, PartitionId, StateSpace, StreamConfig,
+        Transaction,
+    },
     route::{PartitionRule, Routing, TOPIC_HEADER, Target},
 };
 
@@ -70,29 +74,26 @@ pub struct VirtualHost {
 }
 
 impl VirtualHost {
-    /// Brings back what is stored and starts the owner and its router. They end when all handles are gone.
-    pub async fn open(
+    /// Starts the task that owns it: it brings back what is stored whenever its shard is here. The task ends when all handles are
+    /// gone, or at `stop` while there is nothing to end.
+    pub fn open(
         name: &str,
         log: Log,
         routing: Routing,
         stop: &CancellationToken,
-    ) -> Result<(Self, JoinHandle<()>), LogError> {
+    ) -> (Self, JoinHandle<()>) {
         let (commands, inbox) = mpsc::channel(limits::COMMANDS);
-        let mut owner = Owner::open(name, log.clone(), routing).await?;
-        let numbers = owner.numbers.clone();
-        let router = Router::open(log, owner.home, owner.skips.clone(), owner.bindings.clone());
-        let router = router.await?.run(commands.downgrade());
-        let task = tasks::critical("amqp virtual host", stop, async move {
-            let ended = tokio::select! {
-                ended = owner.run(inbox) => ended,
-                Err(error) = router => Err(error),
-            };
-            if let Err(error) = ended {
-                tracing::error!(%error, "virtual host stopped");
-            }
-            owner.outboxes.values().for_each(Outbox::close);
-        });
-        Ok((Self { commands, numbers }, task))
+        let numbers = Arc::new(Numbers::default());
+        let keeper = Keeper {
+            name: name.to_owned(),
+            log,
+            routing,
+            numbers: numbers.clone(),
+            commands: commands.downgrade(),
+            stop: stop.clone(),
+        };
+        let task = tasks::critical("amqp virtual host", stop, keeper.run(inbox));
+        (Self { commands, numbers }, task)
     }
 
     /// Its numbers.
@@ -110,9 +111,11 @@ type Job<T> = BoxFuture<'static, T>;
 /// Where the fresh messages of a plan lie.
 type Stored = Result<Vec<At>, LogError>;
 
-struct Owner {
+pub(super) struct Owner {
     state: State,
     log: Log,
+    /// All of this belongs to one opening of the home shard.
+    opening: Opening,
     routing: Routing,
     home: ShardId,
     /// For the home shard and the partitions that live there.
@@ -127,14 +130,18 @@ struct Owner {
 }
 
 impl Owner {
-    async fn open(name: &str, log: Log, routing: Routing) -> Result<Self, LogError> {
-        let home_name = format!("amqp:{name}");
-        let home = log.home_shard(&home_name);
+    pub(super) async fn open(keeper: &Keeper, opening: Opening) -> Result<Self, LogError> {
+        let Keeper { name, log, routing, numbers, .. } = keeper;
+        let (log, routing, numbers) = (log.clone(), routing.clone(), numbers.clone());
+        let home = keeper.home();
+        let home_name = home_name(name);
         let config =
             StreamConfig { max_batch_bytes: Some(MESSAGES_BATCH_MAX), ..StreamConfig::default() };
-        match log.create_stream(MESSAGES, None, config).await {
-            Ok(_) | Err(LogError::StreamExists(_)) => {}
-            Err(error) => return Err(error),
+        if log.stream(MESSAGES).is_none() {
+            match log.create_stream(MESSAGES, None, config).await {
+                Ok(_) | Err(LogError::StreamExists(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
         let mut random = [0; 8];
         getrandom::fill(&mut random)
@@ -142,11 +149,12 @@ impl Owner {
         let mut owner = Self {
             state: State::new(name, u64::from_le_bytes(random)),
             log,
+            opening,
             routing,
             home,
             home_name,
             outboxes: HashMap::new(),
-            numbers: Arc::default(),
+            numbers,
             skips: Skips::default(),
             bindings: Arc::default(),
             in_flight: FuturesOrdered::new(),
@@ -157,6 +165,15 @@ impl Owner {
         // Before the router looks at the first record.
         owner.count_bindings();
         Ok(owner)
+    }
+
+    pub(super) fn router(&self) -> impl Future<Output = Result<Router, LogError>> + use<> {
+        let (skips, bindings) = (self.skips.clone(), self.bindings.clone());
+        Router::open(self.log.clone(), self.home, skips, bindings)
+    }
+
+    pub(super) fn close_all(&self) {
+        self.outboxes.values().for_each(Outbox::close);
     }
 
     fn count_bindings(&self) {
@@ -224,7 +241,10 @@ impl Owner {
     }
 
     /// Until all handles are gone, then until everything is stored.
-    async fn run(&mut self, mut inbox: mpsc::Receiver<Vec<Command>>) -> Result<(), LogError> {
+    pub(super) async fn run(
+        &mut self,
+        inbox: &mut mpsc::Receiver<Vec<Command>>,
+    ) -> Result<(), LogError> {
         let mut batches = Vec::with_capacity(COMMANDS_AT_ONCE);
         let mut open = true;
         loop {
@@ -338,12 +358,13 @@ impl Owner {
             }
         }
         let (appends, layout) = batches.finish()?;
+        let opening = Some(self.opening);
         let partitions: Vec<PartitionId> = appends.iter().map(|append| append.partition).collect();
         let skips = self.skips.clone();
         let of_index = layout.clone();
         let index = move |bases: &[Offset]| index(&skips, &partitions, bases, &of_index, &fresh);
         let index = (!layout.is_empty()).then(|| Box::new(index) as crate::log::Index);
-        Ok((Transaction { appends, writes, index, ..Transaction::default() }, layout))
+        Ok((Transaction { appends, writes, index, opening, guard: Guard::None }, layout))
     }
 
     fn stored(&mut self, mut plan: Plan, result: Stored) -> Result<(), LogError> {

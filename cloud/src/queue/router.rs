@@ -25,7 +25,10 @@ use super::{
 };
 use crate::{
     engine::ShardId,
-    log::{Log, LogError, Offset, PartitionId, StateSpace, Transaction},
+    log::{
+        Log, LogError, Offset, PartitionId, StateSpace, Transaction,
+        turns::{Turn, Turns},
+    },
 };
 
 /// Bytes of one read.
@@ -125,7 +128,7 @@ impl Router {
         for stream in self.log.streams() {
             for index in 0..stream.partitions {
                 let partition = PartitionId::new(stream.id, index);
-                self.cursors.insert(partition, self.log.watermarks(partition)?.high);
+                self.cursors.insert(partition, self.log.end(partition).await?);
             }
         }
         let writes = self
@@ -142,59 +145,33 @@ impl Router {
 
     /// Runs until the log closes or the virtual host goes.
     pub(super) async fn run(
-        mut self,
+        self,
         commands: mpsc::WeakSender<Vec<Command>>,
     ) -> Result<(), LogError> {
-        let mut follower = self.log.follow();
-        while let Some(partitions) = follower.next().await {
-            for partition in partitions {
-                while let Some(routed) = self.step(partition).await? {
-                    let Some(commands) = commands.upgrade() else { return Ok(()) };
-                    if commands.send(vec![Command::Routed(Box::new(routed))]).await.is_err() {
-                        return Ok(());
-                    }
+        let Self { log, skips, bindings, cursors, .. } = self;
+        let mut turns = Turns::new(log.clone(), cursors, READ_BYTES);
+        while let Some(Turn { partition, from, batches }) = turns.next().await {
+            let next = batches.last().map_or(from, |batch| batch.last_offset() + 1);
+            turns.advance(partition, next);
+            let Some(stream) = log.stream_by_id(partition.stream()) else { continue };
+            // After the read: who has bound before a record was written gets it.
+            let wanted = bindings.load(Ordering::Acquire) > 0;
+            let stream: Arc<str> = stream.name.as_str().into();
+            let mut routed =
+                Routed { partition, stream, records: Vec::new(), passed: Vec::new(), next };
+            for batch in &batches {
+                if skips.pass(partition, batch.base_offset()) {
+                    routed.passed.push(batch.base_offset());
+                } else if wanted && !batch.header().is_control() {
+                    collect(&mut routed, batch, from);
                 }
+            }
+            let Some(commands) = commands.upgrade() else { return Ok(()) };
+            if commands.send(vec![Command::Routed(Box::new(routed))]).await.is_err() {
+                return Ok(());
             }
         }
         Ok(())
-    }
-
-    /// The next stretch of a partition; `None` at its end.
-    async fn step(&mut self, partition: PartitionId) -> Result<Option<Routed>, LogError> {
-        let Some(stream) = self.log.stream_by_id(partition.stream()) else { return Ok(None) };
-        let marks = match self.log.watermarks(partition) {
-            Ok(marks) => marks,
-            Err(LogError::PartitionNotFound(..)) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let from = self.cursors.get(&partition).copied().unwrap_or(marks.start).max(marks.start);
-        if from >= marks.high {
-            return Ok(None);
-        }
-        // Taken before the read: whoever binds later asks for what comes later.
-        let wanted = self.bindings.load(Ordering::Acquire) > 0;
-        let batches = match self.log.read(partition, from, READ_BYTES).await {
-            Ok(batches) => batches,
-            // Trimmed meanwhile: the next look begins at the new start.
-            Err(LogError::OffsetOutOfRange { .. }) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let stream: Arc<str> = stream.name.as_str().into();
-        let mut routed =
-            Routed { partition, stream, records: Vec::new(), passed: Vec::new(), next: from };
-        for batch in &batches {
-            if self.skips.pass(partition, batch.base_offset()) {
-                routed.passed.push(batch.base_offset());
-            } else if wanted && !batch.header().is_control() {
-                collect(&mut routed, batch, from);
-            }
-            routed.next = batch.last_offset() + 1;
-        }
-        if routed.next == from {
-            return Ok(None);
-        }
-        self.cursors.insert(partition, routed.next);
-        Ok(Some(routed))
     }
 }
 

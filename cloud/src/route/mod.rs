@@ -249,14 +249,13 @@ impl Routing {
         self.current.subscribe()
     }
 
-    /// Where a message on `topic` that came from no edge goes (an MQTT client at the cloud, AMQP): its key picks the
-    /// partition. Makes the stream if it is not there.
-    pub async fn place(&self, log: &Log, topic: &str) -> Result<Place, LogError> {
+    /// Where a message on `topic` goes that a head whose state is in shard `home` has taken: to a partition there, so that one
+    /// commit holds both. Its key picks which, if there are several. Makes the stream if it is not there.
+    pub async fn place(&self, log: &Log, home: ShardId, topic: &str) -> Result<Place, LogError> {
         let target = self.current().target(topic);
-        let stream = self.stream(log, &target.stream).await?;
-        let key = target.key.as_deref().unwrap_or(topic.as_bytes());
-        let partition = PartitionId::new(stream.id, key_index(key, stream.partitions));
-        Ok(Place { shard: log.shard_of(partition)?, stream, partition, target })
+        let key = target.key.clone().unwrap_or_else(|| Bytes::copy_from_slice(topic.as_bytes()));
+        let (stream, partition) = self.at_home(log, home, &target, &key).await?;
+        Ok(Place { shard: home, stream, partition, target })
     }
 
     /// Where the messages of `edge` go by `target`. With the `edge` rule the partition lives in the edge's home shard.
@@ -267,20 +266,35 @@ impl Routing {
         target: &Target,
         key: &[u8],
     ) -> Result<Place, LogError> {
-        let mut stream = self.stream(log, &target.stream).await?;
-        let partition = match target.rule {
-            PartitionRule::Key => PartitionId::new(stream.id, key_index(key, stream.partitions)),
+        let (stream, partition) = match target.rule {
+            PartitionRule::Key => {
+                let stream = self.stream(log, &target.stream).await?;
+                let partition = PartitionId::new(stream.id, key_index(key, stream.partitions));
+                (stream, partition)
+            }
             PartitionRule::Edge => {
-                if let Some(partition) = partition::of_edge(log, &stream, edge)? {
-                    partition
-                } else {
-                    // A stream made with fewer partitions than there are shards grows to one on each.
-                    stream = log.grow_stream(&stream.name, u32::from(log.shards())).await?;
-                    partition::of_edge(log, &stream, edge)?.ok_or(LogError::NotOwner)?
-                }
+                self.at_home(log, log.home_shard(edge), target, edge.as_bytes()).await?
             }
         };
         Ok(Place { shard: log.shard_of(partition)?, stream, partition, target: target.clone() })
+    }
+
+    /// The target's partition in shard `home`; `key` picks one of several.
+    async fn at_home(
+        &self,
+        log: &Log,
+        home: ShardId,
+        target: &Target,
+        key: &[u8],
+    ) -> Result<(Arc<Stream>, PartitionId), LogError> {
+        let mut stream = self.stream(log, &target.stream).await?;
+        let mut partition = partition::at_home(log, &stream, home, key)?;
+        if partition.is_none() {
+            // A stream made with fewer partitions than there are shards grows to one on each.
+            stream = log.grow_stream(&stream.name, u32::from(log.shards())).await?;
+            partition = partition::at_home(log, &stream, home, key)?;
+        }
+        Ok((stream, partition.ok_or(LogError::NotOwner)?))
     }
 
     async fn stream(&self, log: &Log, name: &str) -> Result<Arc<Stream>, LogError> {

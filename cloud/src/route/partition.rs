@@ -1,6 +1,9 @@
-//! Which partition of a stream: by key as Kafka's Java client does, or by edge.
+//! Which partition of a stream: by key as Kafka's Java client does, or one in a home shard.
 
-use crate::log::{Log, LogError, PartitionId, Stream};
+use crate::{
+    engine::ShardId,
+    log::{Log, LogError, PartitionId, Stream},
+};
 
 /// murmur2 with Kafka's seed, as `org.apache.kafka.common.utils.Utils.murmur2`.
 pub fn murmur2(data: &[u8]) -> i32 {
@@ -28,18 +31,17 @@ pub fn key_index(key: &[u8], partitions: u32) -> u32 {
     (murmur2(key) & 0x7fff_ffff) as u32 % partitions.max(1)
 }
 
-/// The partition of `stream` for the records of `edge`: one that lives in the edge's home shard; `None`: the stream has
-/// none there.
-pub(super) fn of_edge(
+/// The partition of `stream` in shard `home` that `key` picks; `None`: the stream has none there.
+pub(super) fn at_home(
     log: &Log,
     stream: &Stream,
-    edge: &str,
+    home: ShardId,
+    key: &[u8],
 ) -> Result<Option<PartitionId>, LogError> {
     if log.shards() == 1 {
-        let index = key_index(edge.as_bytes(), stream.partitions);
+        let index = key_index(key, stream.partitions);
         return Ok(Some(PartitionId::new(stream.id, index)));
     }
-    let home = log.home_shard(edge);
     let mut there = Vec::new();
     for index in 0..stream.partitions {
         let partition = PartitionId::new(stream.id, index);
@@ -47,7 +49,7 @@ pub(super) fn of_edge(
             there.push(partition);
         }
     }
-    let index = key_index(edge.as_bytes(), there.len() as u32);
+    let index = key_index(key, there.len() as u32);
     Ok(there.get(index as usize).copied())
 }
 
