@@ -51,7 +51,8 @@ impl Listen {
 tributary_shared::settings! {
     /// Tributary's cloud: one durable log that Kafka, AMQP and MQTT clients share.
     pub struct Config {
-        /// Where the data is: file:///path on this machine, s3://bucket/prefix on an object store, memory:// for trials.
+        /// Where the data is: file:///path on this machine, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix on an
+        /// object store, memory:// for trials.
         pub data: String = "file:///var/lib/tributary".into(),
         /// Addresses of the listeners. Port 0 picks a free one. Beyond loopback TLS and authentication are needed.
         pub listen: Listen = Listen::default(),

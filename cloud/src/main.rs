@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use tributary_cloud::{
     app,
     config::Config,
+    engine::command::Migrate,
     enrol::command::{Ca, Enroll},
 };
 use tributary_shared::{
@@ -30,6 +31,7 @@ enum Command {
     Ca(Ca),
     /// Say who may be an edge: tokens, the deny list.
     Enroll(Enroll),
+    Migrate(Migrate),
 }
 
 /// Flags override environment variables (TRIBUTARY_SECTION__KEY), which override the settings file, which overrides the
@@ -40,7 +42,8 @@ struct Serve {
     /// Settings file; config/cloud.toml documents every key. An unknown key is an error.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where the data is: file:///path (one machine), s3://bucket/prefix (object store), memory:// (trials).
+    /// Where the data is: file:///path (one machine), s3://, gs://bucket/prefix, az://container/prefix (object stores),
+    /// memory:// (trials).
     #[arg(long, value_name = "URL")]
     data: Option<String>,
     /// Address for MQTT clients and edges; port 0 picks a free one.
@@ -94,6 +97,7 @@ fn main() -> ExitCode {
         Command::Serve(serve) => run(&serve),
         Command::Ca(ca) => ca.run().and_then(|text| say(&text)),
         Command::Enroll(enroll) => enroll.run().and_then(|text| say(&text)),
+        Command::Migrate(migrate) => migrate.run().and_then(|text| say(&text)),
     };
     program::end("tributary-cloud", outcome, |_| ExitCode::FAILURE)
 }

@@ -4,6 +4,7 @@
 //! offsets: `log` gives keys their meaning. In `contract` stand the tests that every engine must pass.
 //! Change here: what is asked of a store. Not here: key layout (`log::keys`).
 
+pub mod command;
 pub mod contract;
 pub mod memory;
 pub mod slate;
@@ -130,7 +131,7 @@ pub struct Place {
     pub url: String,
 }
 
-/// The engine at `url`: `file:///path`, `s3://bucket/prefix` or `memory://`, and where it lies if others can reach it. The
+/// The engine at `url`: `file:///path`, a bucket (`s3://`, `gs://`, `az://`) or `memory://`, and where it lies if others can reach it. The
 /// error is a sentence for the operator.
 pub async fn open(
     url: &str,
@@ -141,11 +142,8 @@ pub async fn open(
         return Ok((Arc::new(memory::MemoryEngine::new(settings.shards.max(1))), None));
     } else if let Some(path) = url.strip_prefix("file://") {
         slate::SlateEngine::folder(url, path, settings, sharing).await?
-    } else if let Some(rest) = url.strip_prefix("s3://") {
-        slate::SlateEngine::bucket(url, rest, settings, sharing).await?
     } else {
-        let text = format!("`{url}` is not file:///path, s3://bucket/prefix or memory://");
-        return Err(EngineError::Store(text));
+        slate::SlateEngine::bucket(url, settings, sharing).await?
     };
     let place = slate.place();
     Ok((Arc::new(slate), Some(place)))

@@ -5,10 +5,12 @@
 //! Not here: where it lies (`store`), SlateDB's settings (`tuning`).
 
 mod compactor;
+pub mod migrate;
 mod replay;
 mod store;
 mod ticks;
 mod tuning;
+mod url;
 
 use std::{
     fs::File,
@@ -70,14 +72,13 @@ impl SlateEngine {
         Self::start(store::folder(url, path, sharing)?, settings, sharing).await
     }
 
-    /// `s3://bucket/prefix`, checked.
+    /// `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`, checked.
     pub async fn bucket(
         url: &str,
-        rest: &str,
         settings: &Settings,
         sharing: Sharing,
     ) -> Result<Self, EngineError> {
-        Self::start(store::bucket(url, rest, settings)?, settings, sharing).await
+        Self::start(store::bucket(url, settings)?, settings, sharing).await
     }
 
     /// On any object store that several processes can reach.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <prefix>/tributary.json    {"format":1,"shards":8}   made once, create-if-absent
+//! <prefix>/migrating         only while the data is being copied here (`migrate`)
 //! <prefix>/lock              file only: held while a process serves the folder
 //! <prefix>/probe/<random>    gone after the start
 //! <prefix>/shard-<n>/        one SlateDB database each
@@ -10,16 +11,23 @@
 
 use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
 
-use futures::future::join_all;
+use futures::{StreamExt as _, future::join_all};
 use serde::{Deserialize, Serialize};
 use slatedb::object_store::{
-    Attribute, Attributes, ClientOptions, Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
-    PutPayload, aws::AmazonS3Builder, local::LocalFileSystem, path::Path,
+    Attribute, Attributes, Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+    path::Path,
 };
 
-use super::tuning::Medium;
+use super::{
+    tuning::Medium,
+    url::{self, Found},
+};
 use crate::engine::{EngineError, Settings, Sharing};
 
+/// The object that says what the data is.
+pub(super) const FORMAT_OBJECT: &str = "tributary.json";
+/// There while the data is being copied here.
+pub(super) const MIGRATING: &str = "migrating";
 /// Version of everything under the prefix.
 const FORMAT: u32 = 1;
 /// A store that does not answer a first small request for this long is not there.
@@ -37,10 +45,15 @@ pub(super) struct Store {
     pub lock: Option<File>,
 }
 
+/// What the data is.
 #[derive(Debug, Serialize, Deserialize)]
-struct Format {
-    format: u32,
-    shards: u16,
+pub(super) struct Format {
+    #[serde(rename = "format")]
+    version: u32,
+    pub(super) shards: u16,
+    /// Where the write-ahead log lies; empty: with the rest.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) wal: String,
 }
 
 /// `file:///path`: made if missing; one process at a time, or many that are one cluster.
@@ -74,41 +87,14 @@ pub(super) fn folder(url: &str, path: &str, sharing: Sharing) -> Result<Store, E
             return Err(refuse("the folder cannot be locked", &e));
         }
     }
-    let objects = LocalFileSystem::new_with_prefix(&folder)
-        .map_err(|e| refuse("the folder cannot be opened", &e))?
-        // Without it what was acknowledged is lost with the power.
-        .with_fsync(true);
-    Ok(Store {
-        objects: Arc::new(objects),
-        prefix: Path::default(),
-        medium: Medium::File,
-        url: url.into(),
-        lock: Some(lock),
-    })
+    let Found { objects, prefix, medium } = url::find(url, &Settings::default())?;
+    Ok(Store { objects, prefix, medium, url: url.into(), lock: Some(lock) })
 }
 
-/// `s3://bucket/prefix`: credentials, region and endpoint from `AWS_*` variables; `s3_endpoint` overrides.
-pub(super) fn bucket(url: &str, rest: &str, settings: &Settings) -> Result<Store, EngineError> {
-    let refuse = |error: &dyn std::fmt::Display| EngineError::Store(format!("{url}: {error}"));
-    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-    if bucket.is_empty() {
-        return Err(refuse(&"names no bucket; write s3://bucket/prefix"));
-    }
-    let prefix = Path::parse(prefix.trim_end_matches('/')).map_err(|e| refuse(&e))?;
-    let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
-    if !settings.s3_endpoint.is_empty() {
-        let plain = settings.s3_endpoint.starts_with("http://");
-        let options = ClientOptions::new().with_allow_http(plain);
-        builder = builder.with_endpoint(&settings.s3_endpoint).with_client_options(options);
-    }
-    let objects = builder.build().map_err(|e| refuse(&e))?;
-    Ok(Store {
-        objects: Arc::new(objects),
-        prefix,
-        medium: Medium::Bucket,
-        url: url.into(),
-        lock: None,
-    })
+/// A bucket, by its URL.
+pub(super) fn bucket(url: &str, settings: &Settings) -> Result<Store, EngineError> {
+    let Found { objects, prefix, medium } = url::bucket(url, settings)?;
+    Ok(Store { objects, prefix, medium, url: url.into(), lock: None })
 }
 
 /// A store that was made elsewhere.
@@ -142,13 +128,14 @@ impl Store {
     }
 
     async fn shards(&self, wanted: u16, sharing: Sharing) -> Result<u16, EngineError> {
-        let path = self.child("tributary.json");
+        let path = self.child(FORMAT_OBJECT);
         let default = match sharing {
             Sharing::Alone => self.medium.default_shards(),
             Sharing::Cluster => Medium::Bucket.default_shards(),
         };
         let shards = if wanted == 0 { default } else { wanted };
-        let format = Format { format: FORMAT, shards };
+        let format = Format { version: FORMAT, shards, wal: String::new() };
+        self.whole(&path).await?;
         let body = serde_json::to_vec(&format).map_err(|e| self.refuse(&e.to_string()))?;
         let create = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         match self.objects.put_opts(&path, PutPayload::from(body), create).await {
@@ -160,8 +147,8 @@ impl Store {
         let body = body.map_err(|e| self.failed("the format object cannot be read", &e))?;
         let found: Format = serde_json::from_slice(&body)
             .map_err(|e| self.refuse(&format!("tributary.json is not readable: {e}")))?;
-        if found.format != FORMAT {
-            let text = format!("has format {}, this program reads {FORMAT}", found.format);
+        if found.version != FORMAT {
+            let text = format!("has format {}, this program reads {FORMAT}", found.version);
             return Err(self.refuse(&text));
         }
         if wanted != 0 && wanted != found.shards {
@@ -170,6 +157,32 @@ impl Store {
             return Err(self.refuse(&text));
         }
         Ok(found.shards)
+    }
+
+    /// Refuses half a copy: one that `migrate` has not ended, and one by hand, which may lack more than the format object.
+    async fn whole(&self, format: &Path) -> Result<(), EngineError> {
+        match self.objects.head(&self.child(MIGRATING)).await {
+            Err(Error::NotFound { .. }) => {}
+            Err(error) => return Err(self.failed("the store cannot be read", &error)),
+            Ok(_) => {
+                let text =
+                    "is half a copy; run the same `tributary-cloud migrate` again, it goes on";
+                return Err(self.refuse(text));
+            }
+        }
+        match self.objects.head(format).await {
+            Err(Error::NotFound { .. }) => {}
+            Err(error) => return Err(self.failed("the format object cannot be read", &error)),
+            Ok(_) => return Ok(()),
+        }
+        let mut shard = self.objects.list(Some(&self.child("shard-0")));
+        match shard.next().await {
+            None => Ok(()),
+            Some(Ok(_)) => Err(self.refuse(
+                "holds shards and no tributary.json, as half a copy does; copy it anew with `tributary-cloud migrate`",
+            )),
+            Some(Err(error)) => Err(self.failed("the store cannot be listed", &error)),
+        }
     }
 
     /// Fencing, and so every promise, rests on these three properties of the store.
