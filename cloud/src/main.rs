@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use tributary_cloud::{
     app,
     config::Config,
-    engine::command::Migrate,
+    engine::command::{Compactor, Migrate},
     enrol::command::{Ca, Enroll},
 };
 use tributary_shared::{
@@ -32,6 +32,7 @@ enum Command {
     /// Say who may be an edge: tokens, the deny list.
     Enroll(Enroll),
     Migrate(Migrate),
+    Compactor(Compactor),
 }
 
 /// Flags override environment variables (TRIBUTARY_SECTION__KEY), which override the settings file, which overrides the
@@ -46,6 +47,9 @@ struct Serve {
     /// memory:// (trials).
     #[arg(long, value_name = "URL")]
     data: Option<String>,
+    /// Where the write-ahead log is, if not with the data: a URL of a faster store. Always the same for the same data.
+    #[arg(long, value_name = "URL")]
+    wal: Option<String>,
     /// Address for MQTT clients and edges; port 0 picks a free one.
     #[arg(long, value_name = "HOST:PORT")]
     mqtt: Option<String>,
@@ -81,6 +85,7 @@ impl Serve {
         loader = loader
             .environment()?
             .flag("--data", "data", self.data.as_ref())?
+            .flag("--wal", "engine.wal", self.wal.as_ref())?
             .flag("--mqtt", "listen.mqtt", self.mqtt.as_ref())?
             .flag("--kafka", "listen.kafka", self.kafka.as_ref())?
             .flag("--amqp", "listen.amqp", self.amqp.as_ref())?
@@ -98,6 +103,7 @@ fn main() -> ExitCode {
         Command::Ca(ca) => ca.run().and_then(|text| say(&text)),
         Command::Enroll(enroll) => enroll.run().and_then(|text| say(&text)),
         Command::Migrate(migrate) => migrate.run().and_then(|text| say(&text)),
+        Command::Compactor(compactor) => compactor.run(|text| drop(say(text))),
     };
     program::end("tributary-cloud", outcome, |_| ExitCode::FAILURE)
 }

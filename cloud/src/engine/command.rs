@@ -9,11 +9,17 @@ use std::{
 };
 
 use clap::Args;
-use tributary_shared::config::{ConfigError, Loader};
+use tributary_shared::{
+    config::{ConfigError, Loader},
+    program, telemetry,
+};
 
 use super::{
     EngineError, Settings,
-    slate::migrate::{Progress, migrate},
+    slate::{
+        compactor,
+        migrate::{Progress, migrate},
+    },
 };
 use crate::config::Config;
 
@@ -36,6 +42,31 @@ pub struct Migrate {
     to: String,
     #[command(flatten)]
     settings: Flags,
+}
+
+/// Compact the tables of all shards in a process of its own, for nodes with `engine.compactor = "elsewhere"`.
+///
+/// One for the data; a second one does no harm. It holds nothing that matters: start it anywhere, stop it at any time.
+///
+/// Example: tributary-cloud compactor --data s3://bucket/tributary
+#[derive(Debug, Args)]
+pub struct Compactor {
+    /// Where the data is; it must be there already.
+    #[arg(long, value_name = "URL")]
+    data: String,
+    #[command(flatten)]
+    settings: Flags,
+}
+
+impl Compactor {
+    /// Runs until SIGTERM or SIGINT; `said` hears once it compacts.
+    pub fn run(&self, said: impl FnOnce(&str)) -> Result<(), Box<dyn std::error::Error>> {
+        let config = self.settings.load()?;
+        telemetry::init(&config.telemetry)?;
+        let url = &self.data;
+        let began = |shards| said(&format!("compacting {shards} shards of {url}\n"));
+        program::serve(async |stop| Ok(compactor::alone(url, &config.engine, stop, began).await?))
+    }
 }
 
 /// As for `serve`: only `engine` counts.

@@ -13,6 +13,7 @@ use std::{ops::Range, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use slatedb::object_store::{ObjectStore, path::Path};
 
 /// Number of a shard: 0 to `Engine::shards() - 1`. Shard 0 also holds the metadata.
@@ -94,14 +95,46 @@ pub trait Shard: Send + Sync + 'static {
     async fn close(&self) -> Result<(), EngineError>;
 }
 
+/// What writing to a bucket is tuned for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// Flushed every 50 ms.
+    Latency,
+    /// Every 200 ms.
+    #[default]
+    Balanced,
+    /// Every second; tables are looked after every ten.
+    Cost,
+}
+
+/// Who rewrites small tables into larger ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compactor {
+    /// The shard's owner.
+    #[default]
+    Here,
+    /// `tributary-cloud compactor`, which must run then: a shard with too many small tables takes no more writes.
+    Elsewhere,
+}
+
 tributary_shared::settings! {
     /// Storage: where the shards lie and how they are written.
     pub struct Settings {
         /// Shards of new data; 0 = 1 in a folder, 8 in a bucket. Fixed once the data is made; another number is refused.
         pub shards: u16 = 0,
+        /// What writing to a bucket is tuned for: `latency` (flushed every 50 ms), `balanced` (200 ms) or `cost` (1 s). An
+        /// acknowledgement waits for the flush; each is a PUT a shard.
+        pub profile: Profile = Profile::Balanced,
         /// How long writes are gathered before they are made durable, ms; 0 = in a folder not at all while the disk is idle, in a
-        /// bucket 200.
+        /// bucket as `profile` says.
         pub flush_ms: u64 = 0,
+        /// Where the write-ahead log lies: a URL as for `data`, of a faster store; empty = with the data. Fixed once the data is
+        /// made: without its log, data lacks what was acknowledged last.
+        pub wal: String = String::new(),
+        /// Who compacts: `here`, or `elsewhere`: one `tributary-cloud compactor` for the data, which must run then.
+        pub compactor: Compactor = Compactor::Here,
         /// Size of a shard's in-memory table, MiB. Up to 8 times as much waits in memory when the store is slow.
         pub l0_mib: u32 = 16,
         /// Memory for blocks and indexes read from the store, MiB, all shards together.

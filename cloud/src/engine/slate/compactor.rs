@@ -5,6 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::future::join_all;
 use slatedb::{
     CompactorBuilder,
     config::CompactorOptions,
@@ -12,10 +13,34 @@ use slatedb::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{BLOCK, ticks::Ticks};
+use super::{BLOCK, store, ticks::Ticks, tuning};
+use crate::engine::{EngineError, Settings, Sharing};
 
 /// Before compaction is taken up again after an error, or after another compactor has taken it.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
+
+/// Compacts all shards of the data at `url`, in a process of its own, until `stop`. `began` hears how many they are.
+pub async fn alone(
+    url: &str,
+    settings: &Settings,
+    stop: CancellationToken,
+    began: impl FnOnce(u16),
+) -> Result<(), EngineError> {
+    let store = match url.strip_prefix("file://") {
+        Some(path) => store::folder(url, path, Sharing::Cluster)?,
+        None => store::bucket(url, settings)?,
+    };
+    let shards = store.look().await?.shards;
+    let ticks = Arc::new(Ticks::start());
+    began(shards);
+    let all = (0..shards).map(|shard| {
+        let path = store.child(&format!("shard-{shard}"));
+        let options = tuning::compactor(store.medium, settings);
+        run(Arc::clone(&store.objects), path, options, Arc::clone(&ticks), stop.clone())
+    });
+    join_all(all).await;
+    Ok(())
+}
 
 /// Compacts until `stop`. The database must exist.
 pub(super) async fn run(

@@ -4,13 +4,14 @@
 //! writer epoch, after which an older writer's next flush fails. Change here: what a shard does.
 //! Not here: where it lies (`store`), SlateDB's settings (`tuning`).
 
-mod compactor;
+pub mod compactor;
 pub mod migrate;
 mod replay;
 mod store;
 mod ticks;
 mod tuning;
 mod url;
+mod wal;
 
 use std::{
     fs::File,
@@ -36,10 +37,11 @@ use ticks::Ticks;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tributary_shared::tasks;
+use wal::Wal;
 
 use super::{
-    CommitId, Engine, EngineError, Place, ScanLimit, Settings, Shard, ShardId, Sharing, Write,
-    segment_len,
+    CommitId, Compactor, Engine, EngineError, Place, ScanLimit, Settings, Shard, ShardId, Sharing,
+    Write, segment_len,
 };
 
 /// Scans of at most this many bytes leave their blocks in the cache: marks and state, not a consumer that catches up.
@@ -52,6 +54,8 @@ const BLOCK: SstBlockSize = SstBlockSize::Block16Kib;
 /// All shards at one URL.
 pub struct SlateEngine {
     store: Store,
+    /// Where the write-ahead logs lie if not with the rest.
+    wal: Option<Arc<dyn ObjectStore>>,
     settings: Settings,
     shards: u16,
     cache: Arc<dyn DbCache>,
@@ -100,7 +104,9 @@ impl SlateEngine {
         settings: &Settings,
         sharing: Sharing,
     ) -> Result<Self, EngineError> {
-        let shards = store.prepare(settings.shards, sharing).await?;
+        let wal = Wal::open(&store, settings, sharing).await?;
+        let shards = store.prepare(settings.shards, sharing, wal.as_ref()).await?;
+        let wal = wal.map(|wal| wal.objects);
         let bytes = u64::from(settings.block_cache_mib) * 1024 * 1024;
         let moka = |max_capacity| {
             let options = MokaCacheOptions { max_capacity, ..MokaCacheOptions::default() };
@@ -115,7 +121,7 @@ impl SlateEngine {
         let open = Mutex::new((0..shards).map(|_| None).collect());
         let settings = settings.clone();
         let (cache, ticks) = (Arc::new(cache), Arc::new(Ticks::start()));
-        Ok(Self { store, settings, shards, cache, lock, ticks, open })
+        Ok(Self { store, wal, settings, shards, cache, lock, ticks, open })
     }
 
     /// Starts what an open shard needs beside its database; it ends with `stop`, and with the database.
@@ -128,8 +134,11 @@ impl SlateEngine {
             ended.run_until_cancelled(bound).await;
             ended.cancel();
         });
+        if self.settings.compactor == Compactor::Elsewhere {
+            return stop;
+        }
         let objects = Arc::clone(&self.store.objects);
-        let options = tuning::compactor(self.store.medium);
+        let options = tuning::compactor(self.store.medium, &self.settings);
         let ticks = Arc::clone(&self.ticks);
         tasks::spawn("compaction", compactor::run(objects, path, options, ticks, stop.clone()));
         stop
@@ -164,15 +173,16 @@ impl Engine for SlateEngine {
         }
         self.stop_earlier(shard).await;
         let path = self.store.child(&format!("shard-{}", shard.0));
-        let db = Db::builder(path.clone(), Arc::clone(&self.store.objects))
+        let mut db = Db::builder(path.clone(), Arc::clone(&self.store.objects))
             .with_settings(tuning::slate(self.store.medium, &self.settings))
             .with_sst_block_size(BLOCK)
             .with_system_clock(Arc::clone(&self.ticks) as _)
             .with_segment_extractor(Arc::new(BySegment))
-            .with_db_cache(Arc::clone(&self.cache), u64::from(shard.0))
-            .build()
-            .await
-            .map_err(|error| explain(shard, &error))?;
+            .with_db_cache(Arc::clone(&self.cache), u64::from(shard.0));
+        if let Some(wal) = &self.wal {
+            db = db.with_wal_object_store(Arc::clone(wal));
+        }
+        let db = db.build().await.map_err(|error| explain(shard, &error))?;
         self.ticks.go_on_from(&db).await.map_err(|error| explain(shard, &error))?;
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(slot) = open.get_mut(usize::from(shard.0)) {

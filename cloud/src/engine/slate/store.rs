@@ -21,6 +21,7 @@ use slatedb::object_store::{
 use super::{
     tuning::Medium,
     url::{self, Found},
+    wal::Wal,
 };
 use crate::engine::{EngineError, Settings, Sharing};
 
@@ -54,6 +55,9 @@ pub(super) struct Format {
     /// Where the write-ahead log lies; empty: with the rest.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) wal: String,
+    /// What the log's place is marked with.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    wal_id: String,
 }
 
 /// `file:///path`: made if missing; one process at a time, or many that are one cluster.
@@ -105,12 +109,36 @@ pub(super) fn objects(objects: Arc<dyn ObjectStore>) -> Store {
 
 impl Store {
     /// Probes the store, then reads or makes the format object. Returns the number of shards.
-    pub(super) async fn prepare(&self, shards: u16, sharing: Sharing) -> Result<u16, EngineError> {
-        let prepared = async {
-            self.probe().await?;
-            self.shards(shards, sharing).await
-        };
-        tokio::time::timeout(ANSWER_WITHIN, prepared)
+    pub(super) async fn prepare(
+        &self,
+        shards: u16,
+        sharing: Sharing,
+        wal: Option<&Wal>,
+    ) -> Result<u16, EngineError> {
+        self.answers().await?;
+        let format = self.in_time(self.format(shards, sharing, wal)).await?;
+        self.check_wal(&format, wal).await?;
+        Ok(format.shards)
+    }
+
+    /// Probes the store.
+    pub(super) async fn answers(&self) -> Result<(), EngineError> {
+        self.in_time(self.probe()).await
+    }
+
+    /// What the data is, without a change.
+    pub(super) async fn look(&self) -> Result<Format, EngineError> {
+        let path = self.child(FORMAT_OBJECT);
+        self.whole(&path).await?;
+        let none = || self.refuse("there is no data");
+        self.in_time(self.read(&path)).await?.ok_or_else(none)
+    }
+
+    async fn in_time<T>(
+        &self,
+        asked: impl Future<Output = Result<T, EngineError>>,
+    ) -> Result<T, EngineError> {
+        tokio::time::timeout(ANSWER_WITHIN, asked)
             .await
             .map_err(|_| self.refuse(&format!("no answer within {} s", ANSWER_WITHIN.as_secs())))?
     }
@@ -127,26 +155,19 @@ impl Store {
         self.refuse(&format!("{doing}: {error}"))
     }
 
-    async fn shards(&self, wanted: u16, sharing: Sharing) -> Result<u16, EngineError> {
+    /// Reads the format object, or makes it.
+    async fn format(
+        &self,
+        wanted: u16,
+        sharing: Sharing,
+        wal: Option<&Wal>,
+    ) -> Result<Format, EngineError> {
         let path = self.child(FORMAT_OBJECT);
-        let default = match sharing {
-            Sharing::Alone => self.medium.default_shards(),
-            Sharing::Cluster => Medium::Bucket.default_shards(),
-        };
-        let shards = if wanted == 0 { default } else { wanted };
-        let format = Format { version: FORMAT, shards, wal: String::new() };
         self.whole(&path).await?;
-        let body = serde_json::to_vec(&format).map_err(|e| self.refuse(&e.to_string()))?;
-        let create = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        match self.objects.put_opts(&path, PutPayload::from(body), create).await {
-            Ok(_) => return Ok(shards),
-            Err(Error::AlreadyExists { .. }) => {}
-            Err(error) => return Err(self.failed("the format object cannot be written", &error)),
-        }
-        let body = async { self.objects.get(&path).await?.bytes().await }.await;
-        let body = body.map_err(|e| self.failed("the format object cannot be read", &e))?;
-        let found: Format = serde_json::from_slice(&body)
-            .map_err(|e| self.refuse(&format!("tributary.json is not readable: {e}")))?;
+        let found = match self.read(&path).await? {
+            Some(found) => found,
+            None => self.make(&path, wanted, sharing, wal).await?,
+        };
         if found.version != FORMAT {
             let text = format!("has format {}, this program reads {FORMAT}", found.version);
             return Err(self.refuse(&text));
@@ -156,7 +177,60 @@ impl Store {
             let text = format!("was made with {have} shards, the setting `shards` says {wanted}");
             return Err(self.refuse(&text));
         }
-        Ok(found.shards)
+        Ok(found)
+    }
+
+    async fn make(
+        &self,
+        path: &Path,
+        wanted: u16,
+        sharing: Sharing,
+        wal: Option<&Wal>,
+    ) -> Result<Format, EngineError> {
+        let default = match sharing {
+            Sharing::Alone => self.medium.default_shards(),
+            Sharing::Cluster => Medium::Bucket.default_shards(),
+        };
+        let shards = if wanted == 0 { default } else { wanted };
+        let (wal, wal_id) = match wal {
+            Some(wal) => (wal.url.clone(), wal.make(&self.url).await?),
+            None => Default::default(),
+        };
+        let format = Format { version: FORMAT, shards, wal, wal_id };
+        let body = serde_json::to_vec(&format).map_err(|e| self.refuse(&e.to_string()))?;
+        let create = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        match self.objects.put_opts(path, PutPayload::from(body), create).await {
+            Ok(_) => Ok(format),
+            // Another node was first.
+            Err(Error::AlreadyExists { .. }) => self.read(path).await?.ok_or_else(|| {
+                self.refuse("the store says that the format object is there and that it is not")
+            }),
+            Err(error) => Err(self.failed("the format object cannot be written", &error)),
+        }
+    }
+
+    async fn read(&self, path: &Path) -> Result<Option<Format>, EngineError> {
+        let body = match self.objects.get(path).await {
+            Err(Error::NotFound { .. }) => return Ok(None),
+            found => async { found?.bytes().await }.await,
+        };
+        let body = body.map_err(|e| self.failed("the format object cannot be read", &e))?;
+        let format = serde_json::from_slice(&body);
+        format.map(Some).map_err(|e| self.refuse(&format!("tributary.json is not readable: {e}")))
+    }
+
+    async fn check_wal(&self, format: &Format, wal: Option<&Wal>) -> Result<(), EngineError> {
+        let (made, said) = (format.wal.as_str(), wal.map_or("", |wal| wal.url.as_str()));
+        match wal {
+            Some(wal) if made == said => wal.check(&format.wal_id).await,
+            None if made.is_empty() => Ok(()),
+            _ if made.is_empty() => Err(self.refuse(&format!(
+                "was made with its write-ahead log in it; start it without `--wal {said}`"
+            ))),
+            _ => Err(self.refuse(&format!(
+                "was made with its write-ahead log at {made}; start it with `--wal {made}`"
+            ))),
+        }
     }
 
     /// Refuses half a copy: one that `migrate` has not ended, and one by hand, which may lack more than the format object.

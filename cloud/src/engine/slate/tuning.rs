@@ -13,7 +13,7 @@ use slatedb::{
     },
 };
 
-use crate::engine::Settings;
+use crate::engine::{Profile, Settings};
 
 const MIB: usize = 1024 * 1024;
 
@@ -58,9 +58,18 @@ pub(super) fn tables_after(medium: Medium, settings: &Settings) -> Duration {
 
 fn flush_interval(medium: Medium, settings: &Settings) -> Duration {
     Duration::from_millis(match settings.flush_ms {
-        0 => medium.pick(5, 200),
+        0 => medium.pick(5, bucket_flush(settings.profile)),
         some => some,
     })
+}
+
+/// Each flush is a PUT a shard while it is written to: at 200 ms some 65 dollars a month and shard on S3, at 1 s some 13.
+fn bucket_flush(profile: Profile) -> u64 {
+    match profile {
+        Profile::Latency => 50,
+        Profile::Balanced => 200,
+        Profile::Cost => 1_000,
+    }
 }
 
 pub(super) fn slate(medium: Medium, settings: &Settings) -> Slate {
@@ -81,8 +90,10 @@ pub(super) fn slate(medium: Medium, settings: &Settings) -> Slate {
     }
 }
 
-pub(super) fn compactor(medium: Medium) -> CompactorOptions {
-    let look = medium.pick(Duration::from_millis(100), Duration::from_secs(1));
+pub(super) fn compactor(medium: Medium, settings: &Settings) -> CompactorOptions {
+    // Looking is a request too.
+    let bucket = if settings.profile == Profile::Cost { 10 } else { 1 };
+    let look = medium.pick(Duration::from_millis(100), Duration::from_secs(bucket));
     CompactorOptions {
         poll_interval: look,
         commit_compacted_interval: look,
