@@ -130,7 +130,6 @@ async fn consume_over_one(run: &Run, node: SocketAddr) -> Result<(), Failed> {
         match timeout(Duration::from_millis(100), consumer.next()).await {
             Ok(Some(delivery)) => {
                 let delivery = delivery?;
-                run.history().delivered(&delivery.data);
                 delivery.ack(BasicAckOptions::default()).await?;
                 run.history().ack_sent(&delivery.data);
                 taken.push(delivery.data);

@@ -93,12 +93,13 @@ struct Partition {
     next: HashMap<&'static str, i64>,
 }
 
+/// A value is as often in the log as its door allows, so the queue's consumer gets it as often.
 #[derive(Debug, Default)]
 struct Queued {
-    /// The ack was sent.
-    acked: bool,
-    /// The broker answered that the ack is durable.
-    sure: bool,
+    /// Acks that were sent.
+    acked: usize,
+    /// Acks of which the broker answered that they are durable.
+    sure: usize,
 }
 
 impl History {
@@ -178,23 +179,14 @@ impl History {
         }
     }
 
-    /// The AMQP consumer was given it.
-    pub fn delivered(&mut self, payload: &[u8]) {
-        let queued = self.queue.entry(payload.to_vec()).or_default();
-        if queued.sure {
-            self.counted.redelivered += 1;
-            self.example(|| format!("{} came again after its ack", text(payload)));
-        }
-    }
-
-    /// The AMQP consumer has sent its ack.
+    /// The AMQP consumer was given it and has sent its ack.
     pub fn ack_sent(&mut self, payload: &[u8]) {
-        self.queue.entry(payload.to_vec()).or_default().acked = true;
+        self.queue.entry(payload.to_vec()).or_default().acked += 1;
     }
 
     /// The broker answered that the ack is durable.
     pub fn ack_sure(&mut self, payload: &[u8]) {
-        self.queue.entry(payload.to_vec()).or_default().sure = true;
+        self.queue.entry(payload.to_vec()).or_default().sure += 1;
     }
 
     /// The MQTT session was given it.
@@ -202,12 +194,24 @@ impl History {
         self.session.insert(payload.to_vec());
     }
 
-    /// Records that lie in the stream whose records the queue and the session get, and what these have got: all is there when the
-    /// three are equal.
-    pub fn progress(&self) -> [usize; 3] {
+    /// How often each value lies in the stream whose records the queue and the session get.
+    fn copies(&self) -> HashMap<&[u8], usize> {
         let of_stream = self.log.iter().filter(|((topic, _), _)| topic == STREAM);
-        let records = of_stream.map(|(_, of)| of.records.iter().flatten().count()).sum();
-        [records, self.queue.values().filter(|queued| queued.acked).count(), self.session.len()]
+        let mut copies = HashMap::new();
+        for record in of_stream.flat_map(|(_, of)| of.records.iter().flatten()) {
+            *copies.entry(record.as_slice()).or_insert(0) += 1;
+        }
+        copies
+    }
+
+    /// So many of those values have not reached both yet, and so many there are.
+    pub fn on_the_way(&self) -> (usize, usize) {
+        let copies = self.copies();
+        let waits = |(record, count): &(&&[u8], &usize)| {
+            self.queue.get(**record).is_none_or(|queued| queued.acked < **count)
+                || !self.session.contains(**record)
+        };
+        (copies.iter().filter(waits).count(), copies.len())
     }
 
     /// So many sources never came back.
@@ -231,7 +235,7 @@ impl History {
     pub fn judge(&mut self) -> Verdict {
         let mut verdict = self.counted.clone();
         let (mut view, mut plain) = (View::default(), View::default());
-        let mut there: HashSet<&[u8]> = HashSet::new();
+        let mut first: HashMap<&[u8], String> = HashMap::new();
         let mut examples = Vec::new();
         for ((topic, partition), of) in &self.log {
             for (offset, record) in of.records.iter().enumerate() {
@@ -240,19 +244,12 @@ impl History {
                     examples.push(format!("{topic}/{partition}@{offset} is beyond {}", of.high));
                 }
                 let Some(record) = record else { continue };
-                let into = if record.starts_with(b"plain ") { &mut plain } else { &mut view };
+                let once = !record.starts_with(b"plain ");
+                let into = if once { &mut view } else { &mut plain };
                 into.read(record);
-                if topic != STREAM {
-                    continue;
-                }
-                there.insert(record);
-                if !self.queue.get(record).is_some_and(|queued| queued.acked) {
-                    verdict.undelivered += 1;
-                    examples.push(format!("the queue's consumer never got {}", text(record)));
-                }
-                if !self.session.contains(record) {
-                    verdict.unequal += 1;
-                    examples.push(format!("the MQTT session never got {}", text(record)));
+                let at = format!("{topic}/{partition}@{offset}");
+                if let Some(before) = first.insert(record, at.clone()).filter(|_| once) {
+                    examples.push(format!("{} lies at {before} and at {at}", text(record)));
                 }
             }
             let seen = of.records.iter().flatten().count() as i64;
@@ -262,12 +259,7 @@ impl History {
                 examples.push(format!("{topic}/{partition}: {holes} offsets below {}", of.high));
             }
         }
-        for given in self.queue.keys().chain(&self.session) {
-            if !there.contains(given.as_slice()) {
-                verdict.unequal += 1;
-                examples.push(format!("{} was given out and is not in the log", text(given)));
-            }
-        }
+        self.judge_queue_and_session(&mut verdict, &mut examples);
         let (ours, theirs) = self.books.clone().part(|source| !source.starts_with("plain "));
         let (exact, least) = (ours.verdict(&view), theirs.verdict(&plain));
         verdict.lost += exact.lost + least.lost;
@@ -279,205 +271,34 @@ impl History {
         examples.into_iter().for_each(|example| self.example(|| example));
         verdict
     }
+
+    fn judge_queue_and_session(&self, verdict: &mut Verdict, examples: &mut Vec<String>) {
+        let copies = self.copies();
+        for (record, count) in &copies {
+            let queued = self.queue.get(*record).map_or((0, 0), |of| (of.acked, of.sure));
+            if queued.0 < *count {
+                verdict.undelivered += 1;
+                examples.push(format!("the queue's consumer never got {}", text(record)));
+            }
+            if queued.1 > *count {
+                verdict.redelivered += 1;
+                examples.push(format!("{} came again after its ack", text(record)));
+            }
+            if !self.session.contains(*record) {
+                verdict.unequal += 1;
+                examples.push(format!("the MQTT session never got {}", text(record)));
+            }
+        }
+        for given in self.queue.keys().chain(&self.session) {
+            if !copies.contains_key(given.as_slice()) {
+                verdict.unequal += 1;
+                examples.push(format!("{} was given out and is not in the log", text(given)));
+            }
+        }
+    }
 }
 
 fn text(payload: &[u8]) -> String {
     let text = String::from_utf8_lossy(payload);
     text.split(' ').take(4).collect::<Vec<_>>().join(" ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::bridge::Message;
-
-    fn payload(source: &str, seq: u64) -> Vec<u8> {
-        Message { source: source.to_owned(), incarnation: 0, seq }.payload(0).into_bytes()
-    }
-
-    /// Three messages of one source, acknowledged; read, queued and acked, and in the session.
-    fn good(source: &str) -> History {
-        let mut history = History::default();
-        history.books().begin(source);
-        for seq in 0..3 {
-            history.books().sent(source, 0, seq);
-            history.books().acked(source, 0, seq);
-            see(&mut history, "live", seq as i64, &payload(source, seq));
-            history.high(STREAM, 0, seq as i64 + 1);
-        }
-        history
-    }
-
-    fn see(history: &mut History, reader: &'static str, offset: i64, payload: &[u8]) {
-        history.read_on(reader, STREAM, 0, offset, payload);
-        history.delivered(payload);
-        history.ack_sent(payload);
-        history.ack_sure(payload);
-        history.in_session(payload);
-    }
-
-    fn broken(source: &str, by: impl FnOnce(&mut History)) -> Verdict {
-        let mut history = good(source);
-        by(&mut history);
-        let verdict = history.judge();
-        assert_eq!(verdict.is_broken(), !history.examples().is_empty() || verdict.doubled > 0);
-        verdict
-    }
-
-    /// Exactly this, and nothing else.
-    #[track_caller]
-    fn only(verdict: &Verdict, expected: Verdict) {
-        assert_eq!(*verdict, expected);
-    }
-
-    #[test]
-    fn a_run_without_a_fault_is_clean() {
-        only(&broken("amqp a", |_| ()), Verdict::default());
-        // Never acknowledged and there: allowed.
-        let unsure = |history: &mut History| {
-            history.books().sent("amqp a", 0, 3);
-            see(history, "live", 3, &payload("amqp a", 3));
-            history.high(STREAM, 0, 4);
-        };
-        only(&broken("amqp a", unsure), Verdict::default());
-    }
-
-    #[test]
-    fn what_was_acknowledged_and_is_not_there_is_lost() {
-        let lose = |history: &mut History| {
-            history.books().sent("amqp a", 0, 3);
-            history.books().acked("amqp a", 0, 3);
-        };
-        only(&broken("amqp a", lose), Verdict { lost: 1, ..Verdict::default() });
-        let lose = |history: &mut History| {
-            history.books().sent("plain p", 0, 3);
-            history.books().acked("plain p", 0, 3);
-        };
-        only(&broken("plain p", lose), Verdict { lost: 1, ..Verdict::default() });
-    }
-
-    #[test]
-    fn twice_and_out_of_order_count_where_the_door_promises_it() {
-        let again = |source: &'static str| {
-            move |history: &mut History| {
-                history.read_on("live", STREAM, 0, 3, &payload(source, 1));
-                history.high(STREAM, 0, 4);
-            }
-        };
-        only(&broken("gw1 d", again("gw1 d")), Verdict { doubled: 1, ..Verdict::default() });
-        only(&broken("plain p", again("plain p")), Verdict::default());
-        let late = |history: &mut History| {
-            (3..5).for_each(|seq| history.books().sent("gw1 d", 0, seq));
-            see(history, "live", 3, &payload("gw1 d", 4));
-            see(history, "live", 4, &payload("gw1 d", 3));
-            history.high(STREAM, 0, 5);
-        };
-        let disordered = Verdict { disordered: 1, ..Verdict::default() };
-        assert_eq!(broken_without_example("gw1 d", late), disordered);
-    }
-
-    fn broken_without_example(source: &str, by: impl FnOnce(&mut History)) -> Verdict {
-        let mut history = good(source);
-        by(&mut history);
-        history.judge()
-    }
-
-    #[test]
-    fn what_nobody_sent_is_strange() {
-        let invent = |history: &mut History| {
-            see(history, "live", 3, &payload("amqp a", 7));
-            history.high(STREAM, 0, 4);
-        };
-        let strange = Verdict { strange: 1, ..Verdict::default() };
-        assert_eq!(broken_without_example("amqp a", invent), strange);
-    }
-
-    #[test]
-    fn one_offset_has_one_value_for_all_readers_at_all_times() {
-        let other = |history: &mut History| {
-            history.saw("final", STREAM, 0, 1, &payload("amqp a", 2));
-        };
-        only(&broken("amqp a", other), Verdict { different: 1, ..Verdict::default() });
-        let same = |history: &mut History| {
-            (0..3).for_each(|seq| {
-                history.read_on("final", STREAM, 0, seq, &payload("amqp a", seq as u64));
-            });
-        };
-        only(&broken("amqp a", same), Verdict::default());
-    }
-
-    #[test]
-    fn readers_go_forward_and_skip_nothing() {
-        let back = |history: &mut History| {
-            history.read_on("live", STREAM, 0, 1, &payload("amqp a", 1));
-        };
-        only(&broken("amqp a", back), Verdict { back: 1, ..Verdict::default() });
-        let skip = |history: &mut History| {
-            history.read_on("final", STREAM, 0, 0, &payload("amqp a", 0));
-            history.read_on("final", STREAM, 0, 2, &payload("amqp a", 2));
-        };
-        only(&broken("amqp a", skip), Verdict { holes: 1, ..Verdict::default() });
-        let never = |history: &mut History| history.high(STREAM, 0, 5);
-        only(&broken("amqp a", never), Verdict { holes: 2, ..Verdict::default() });
-        let beyond = |history: &mut History| {
-            history.books().sent("amqp a", 0, 3);
-            see(history, "live", 3, &payload("amqp a", 3));
-        };
-        only(&broken("amqp a", beyond), Verdict { back: 1, ..Verdict::default() });
-    }
-
-    #[test]
-    fn watermarks_and_commits_never_fall() {
-        let fall = |history: &mut History| history.high(STREAM, 0, 2);
-        only(&broken("amqp a", fall), Verdict { high_fell: 1, ..Verdict::default() });
-        let fall = |history: &mut History| {
-            history.committed(STREAM, 0, 2);
-            history.resumes_at(STREAM, 0, 2);
-            history.resumes_at(STREAM, 0, 1);
-        };
-        only(&broken("amqp a", fall), Verdict { commit_fell: 1, ..Verdict::default() });
-    }
-
-    #[test]
-    fn the_queue_gives_what_is_not_acked_and_only_that() {
-        let again = |history: &mut History| history.delivered(&payload("amqp a", 1));
-        only(&broken("amqp a", again), Verdict { redelivered: 1, ..Verdict::default() });
-        let record = payload("amqp a", 3);
-        let in_log = |history: &mut History| {
-            history.books().sent("amqp a", 0, 3);
-            history.read_on("live", STREAM, 0, 3, &record);
-            history.in_session(&record);
-            history.high(STREAM, 0, 4);
-        };
-        let undelivered = Verdict { undelivered: 1, ..Verdict::default() };
-        only(&broken("amqp a", in_log), undelivered.clone());
-        // Delivered, the connection was lost before its ack, and it never came again.
-        let unacked = |history: &mut History| {
-            in_log(history);
-            history.delivered(&record);
-        };
-        only(&broken("amqp a", unacked), undelivered);
-        // An ack that was not answered: it may come again, and need not.
-        let unsure = |history: &mut History| {
-            in_log(history);
-            history.delivered(&record);
-            history.ack_sent(&record);
-            history.delivered(&record);
-        };
-        only(&broken("amqp a", unsure), Verdict::default());
-    }
-
-    #[test]
-    fn the_session_gets_all_of_the_log_and_nothing_else() {
-        let record = payload("amqp a", 3);
-        let missing = |history: &mut History| {
-            history.books().sent("amqp a", 0, 3);
-            history.read_on("live", STREAM, 0, 3, &record);
-            history.high(STREAM, 0, 4);
-            history.ack_sent(&record);
-        };
-        only(&broken("amqp a", missing), Verdict { unequal: 1, ..Verdict::default() });
-        let stranger = |history: &mut History| history.in_session(b"amqp a 0 9");
-        only(&broken("amqp a", stranger), Verdict { unequal: 1, ..Verdict::default() });
-    }
 }
