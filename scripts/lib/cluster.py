@@ -19,7 +19,8 @@ from pathlib import Path
 READY = 60  # seconds
 USUAL = {"kafka": 9092, "mqtt": 1883, "amqp": 5672, "admin": 9644}  # n1's; each further node has 10 more
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "tributary", "AWS_SECRET_ACCESS_KEY": "tributary-secret"}
-BINARIES = Path(__file__).resolve().parents[2] / "target" / os.environ.get("PROFILE", "debug")
+TARGET = Path(__file__).resolve().parents[2] / "target"
+BINARIES = Path(os.environ.get("TESTED_BINARIES") or TARGET / os.environ.get("PROFILE", "debug"))
 
 
 def free_port(taken=set()):

@@ -114,7 +114,7 @@ impl Plan {
     /// Runs it. An error: it could not be run, or a process did not start again.
     pub fn run(&self) -> Result<Outcome, String> {
         let log = std::env::temp_dir().join(format!("tributary-nemesis-{}", self.seed));
-        let mut site = Site::start(self.nodes, true, &log)?;
+        let mut site = Site::start(self.nodes, &log)?;
         let mut crowd = Crowd::start(&site)?;
         let mut outcome = Outcome { seed: self.seed, slowest: u64::MAX, log, ..Outcome::default() };
         let began = Instant::now();
