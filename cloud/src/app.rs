@@ -6,6 +6,7 @@
 //! Listeners are bound before the data is opened: a second cloud on the same ports must not fence the first.
 //! Not here: settings (`config`), signals (`main`), what the parts do.
 
+mod between;
 mod data;
 
 use std::{
@@ -26,7 +27,7 @@ use tributary_shared::{
     tasks,
 };
 
-use self::data::Data;
+use self::{between::Between, data::Data};
 use crate::{
     admin, amqp,
     bridge::Bridge,
@@ -39,6 +40,7 @@ use crate::{
     listen::{self, Door, DoorError},
     log::{Log, LogError},
     mqtt,
+    peer::{PeerError, Peers},
     route::{RouteError, Routes, Routing},
     status::Status,
 };
@@ -87,6 +89,8 @@ pub enum AppError {
     #[error("{0}")]
     Advertise(String),
     #[error(transparent)]
+    Peer(#[from] PeerError),
+    #[error(transparent)]
     Cluster(#[from] Refused),
     #[error("stopped because {0}")]
     Part(String),
@@ -111,6 +115,7 @@ struct Listeners {
 struct Parts {
     log: Log,
     cluster: Cluster,
+    peers: Peers,
     membership: Option<Membership>,
     enrol: Enrol,
     routing: Routing,
@@ -121,7 +126,7 @@ struct Parts {
 /// Runs until `stop`, or until a part fails.
 pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppError> {
     let listeners = bind(&config).await?;
-    let Data { log, cluster, mut member } = tokio::select! {
+    let Data { log, cluster, peers, mut member } = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
         data = data::open(&config, &listeners) => data?,
@@ -137,13 +142,14 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppErr
     let parts = Parts {
         log,
         cluster,
+        peers,
         membership,
         enrol,
         routing,
         status: status.clone(),
         stop: stop_heads,
     };
-    let mut heads = start(&parts, &config, listeners);
+    let mut heads = start(&parts, &config, listeners).await?;
     status.set_ready(true);
     say(&ready);
     let outcome = tokio::select! {
@@ -174,8 +180,12 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppErr
 }
 
 /// Starts all heads; a task that ends says why.
-fn start(parts: &Parts, config: &Config, listeners: Listeners) -> JoinSet<String> {
-    let Parts { log, cluster, membership, enrol, routing, status, stop } = parts;
+async fn start(
+    parts: &Parts,
+    config: &Config,
+    listeners: Listeners,
+) -> Result<JoinSet<String>, AppError> {
+    let Parts { log, cluster, peers, membership, enrol, routing, status, stop } = parts;
     let mut heads = JoinSet::new();
     let bridge = Bridge::new(log.clone(), routing.clone(), config.bridge.clone());
     let shown = admin::Shown {
@@ -194,47 +204,57 @@ fn start(parts: &Parts, config: &Config, listeners: Listeners) -> JoinSet<String
     let (clients, broker) =
         mqtt::open(log.clone(), routing.clone(), config.mqtt.clone(), &gate, status, stop.clone());
     heads.spawn(async move { said("MQTT", broker.await) });
-    let door = Door { bridge, clients, enrol: enrol.clone(), stop: stop.clone() };
+    let door = Door {
+        log: log.clone(),
+        peers: peers.clone(),
+        bridge,
+        clients,
+        enrol: enrol.clone(),
+        stop: stop.clone(),
+    };
     let tls = listeners.edges.iter().filter_map(|(listener, _)| listener.tls.clone());
     let tls: Vec<_> = tls.chain(listeners.est.iter().map(|(_, tls)| tls.clone())).collect();
     tasks::spawn("certificates", listen::follow(tls, stop.clone()));
-    if let Some((listener, tls)) = listeners.est {
-        let serving = est::serve(listener, tls, enrol.clone(), stop.clone());
+    let est = listeners.est.map(|(listener, tls)| {
+        let (enrol, log, peers) = (enrol.clone(), log.clone(), peers.clone());
+        let door = est::Door { tls, enrol, log, peers, stop: stop.clone() };
+        let serving = est::serve(listener, door.clone());
         heads.spawn(async move {
             serving.await;
             "the EST listener ended".to_owned()
         });
-    }
-    let listening = door.serve(listeners.mqtt, listeners.edges, gate);
+        door
+    });
+    let listening = door.clone().serve(listeners.mqtt, listeners.edges, gate);
     heads.spawn(async move {
         listening.await;
         "the MQTT listener ended".to_owned()
     });
 
-    let settings = config.amqp.clone();
-    let (on, through, page, until) = (log.clone(), routing.clone(), status.clone(), stop.clone());
+    let (on, through, to) = (log.clone(), routing.clone(), peers.clone());
+    let amqp = amqp::Head::open(config.amqp.clone(), on, through, to, status, stop.clone());
+    let amqp_handed = amqp.handed();
     heads.spawn(async move {
-        let ended = amqp::serve(listeners.amqp, settings, on, through, &page, until).await;
-        said("AMQP", ended)
+        amqp.serve(listeners.amqp).await;
+        "the AMQP head ended".to_owned()
     });
 
     let groups = Groups::open(log.clone(), config.groups.clone(), stop.clone());
-    let (settings, log, status, stop) =
-        (config.kafka.clone(), log.clone(), status.clone(), stop.clone());
-    let cluster = cluster.clone();
+    let (settings, on, to) = (config.kafka.clone(), log.clone(), cluster.clone());
+    let opening = kafka::Head::open(settings, on, groups.clone(), to, status, stop.clone());
+    let failed = |error: LogError| AppError::Part(format!("the Kafka head failed: {error}"));
+    let kafka = opening.await.map_err(failed)?;
+    let serving = kafka.clone().serve(listeners.kafka);
     heads.spawn(async move {
-        let head = kafka::Head::open(settings, log, groups.clone(), cluster, &status, stop.clone());
-        let ended = match head.await {
-            Ok(head) => {
-                head.serve(listeners.kafka).await;
-                Ok(())
-            }
-            Err(error) => Err(error),
-        };
+        serving.await;
         groups.closed().await;
-        said("Kafka", ended)
+        "the Kafka head ended".to_owned()
     });
-    heads
+    if let Some(listener) = listeners.peer {
+        let between = Between { door, est, amqp: amqp_handed, kafka };
+        between::start(&mut heads, parts, listener, config.peer.connections, between);
+    }
+    Ok(heads)
 }
 
 fn said(head: &str, ended: Result<(), impl std::fmt::Display>) -> String {
@@ -254,7 +274,10 @@ async fn bind(config: &Config) -> Result<Listeners, AppError> {
         amqp: bind_one(listen, "listen.amqp", &listen.amqp, false)?,
         admin: bind_one(listen, "listen.admin", &listen.admin, false)?,
         peer: if config.cluster.is_member() {
-            Some(bind_one(listen, "listen.peer", &listen.peer, false)?)
+            // In a cluster no setting opens it to those who have proved nothing.
+            let strict = Listen { allow_insecure: false, ..listen.clone() };
+            let proved = config.peer.is_proved();
+            Some(bind_one(&strict, "listen.peer", &listen.peer, proved)?)
         } else {
             None
         },

@@ -3,7 +3,9 @@
 //! ```text
 //! listen.mqtt     plain: an edge is who its CONNECT says, everyone else is a client
 //! [[listeners]]   TLS: only edges, and an edge is who its certificate says
+//! listen.peer     what other nodes hand on, each who that node says it is
 //! ```
+//! Who is served elsewhere in the cluster is handed on after its CONNECT.
 //! Change here: who is handed to whom. Not here: limits of accepting (`shared::net`), what either does with a connection.
 
 use std::{
@@ -13,6 +15,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use bytes::BytesMut;
 use bytestring::ByteString;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -24,9 +27,9 @@ use tokio_util::sync::CancellationToken;
 use tributary_shared::{
     auth::{self, Certificate, Identities, Method, certificate::facts},
     connection::{self, Opened, handshake},
-    mqtt::{Reason, packet::Connect},
+    mqtt::{Packet, Reason, packet::Connect, write::write},
     net::{
-        Admitted, Gate, Listener, Stream, accept,
+        Admitted, Gate, Listener, accept,
         listener::{Arrived, Bound, Common, ListenError, Settings},
         tls::Tls,
     },
@@ -35,8 +38,11 @@ use tributary_shared::{
 
 use crate::{
     bridge::{self, Bridge},
+    engine::ShardId,
     enrol::Enrol,
+    log::Log,
     mqtt::{self, Clients},
+    peer::{self, Header, Peers, Protocol, Reached},
 };
 
 /// How often files with certificates are looked at.
@@ -45,6 +51,10 @@ const LOOK: Duration = Duration::from_secs(10);
 /// Who serves whom. Cheap to clone.
 #[derive(Clone)]
 pub struct Door {
+    /// Which shards are here.
+    pub log: Log,
+    /// The way to where others are.
+    pub peers: Peers,
     /// Edges.
     pub bridge: Bridge,
     /// Everyone else.
@@ -137,12 +147,93 @@ impl Door {
             Err(refused) => tracing::debug!(%address, %refused, "no MQTT connection"),
             Ok(opened) => {
                 admitted.handshake_done();
-                match edge_of(&opened.connect).map(str::to_owned) {
-                    Some(id) => self.edge(opened, &id, "", Some(address)).await,
-                    None => self.clients.serve(opened, Some(address)).await,
+                if let Some(opened) = self.here(opened, Some(address), None).await {
+                    self.named(opened, None, Some(address)).await;
                 }
             }
         }
+    }
+
+    /// What another node has handed on: served or refused here.
+    pub async fn handed(self, stream: peer::Stream, header: Header, mut admitted: Admitted) {
+        let Header { address, certificate, .. } = header;
+        let opened = match handshake(stream, self.clients.settings(), self.clients.counters()).await
+        {
+            Ok(opened) => opened,
+            Err(refused) => {
+                return tracing::debug!(?address, %refused, "no MQTT connection from another node");
+            }
+        };
+        admitted.handshake_done();
+        if self.peers.is_here(&self.log, self.shard(&opened.connect)).await {
+            self.named(opened, certificate.as_deref(), address).await;
+        } else {
+            opened.refuse(Reason::SERVER_UNAVAILABLE).await;
+        }
+    }
+
+    /// Where a client's state is.
+    fn shard(&self, connect: &Connect) -> ShardId {
+        match bridge::edge(connect) {
+            Some(id) => self.log.home_shard(id),
+            None => mqtt::home(&self.log),
+        }
+    }
+
+    /// The connection, if it is to be served here; else it is handed on or refused.
+    async fn here<S>(
+        &self,
+        opened: Opened<S>,
+        address: Option<SocketAddr>,
+        certificate: Option<&[u8]>,
+    ) -> Option<Opened<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let shard = self.shard(&opened.connect);
+        if self.log.is_here(shard) {
+            return Some(opened);
+        }
+        let certificate = certificate.map(<[u8]>::to_vec);
+        let header = Header { protocol: Protocol::Mqtt, address, certificate };
+        match self.peers.reach(&self.log, shard, &header).await {
+            Reached::Here => Some(opened),
+            Reached::Nobody => {
+                opened.refuse(Reason::SERVER_UNAVAILABLE).await;
+                None
+            }
+            Reached::There(away) => {
+                let version = opened.connect.version;
+                let mut first = BytesMut::new();
+                write(&Packet::Connect(opened.connect), version, &mut first);
+                first.extend_from_slice(&opened.buffer);
+                away.splice(opened.stream, &first, &self.stop).await;
+                None
+            }
+        }
+    }
+
+    /// Serves a client, or an edge that is who its certificate says, or, without one, who its CONNECT says.
+    async fn named<S>(
+        &self,
+        opened: Opened<S>,
+        certificate: Option<&[u8]>,
+        from: Option<SocketAddr>,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Some(der) = certificate else {
+            return match edge_of(&opened.connect).map(str::to_owned) {
+                Some(id) => self.edge(opened, &id, "", from).await,
+                None => self.clients.serve(opened, from).await,
+            };
+        };
+        let address = from.map(|from| from.to_string()).unwrap_or_default();
+        let Some(id) = proved(&opened.connect, Certificate::read(Some(der)), &address) else {
+            return opened.refuse(Reason::NOT_AUTHORIZED).await;
+        };
+        let serial = facts(der).map(|facts| facts.serial).unwrap_or_default();
+        self.edge(opened, &id, &serial, from).await;
     }
 
     /// An edge that is who it says, as long as it is not denied.
@@ -187,12 +278,17 @@ impl Door {
             Err(refused) => return tracing::debug!(address, %refused, "no MQTT connection"),
         };
         admitted.handshake_done();
-        let (Some(held), Some(id)) = (held, named(&opened, certificate, &address)) else {
+        let (Some(held), Some(id)) = (held, proved(&opened.connect, certificate, &address)) else {
             return opened.refuse(Reason::NOT_AUTHORIZED).await;
         };
-        let serial = facts(held.certificate()).map(|facts| facts.serial).unwrap_or_default();
+        let der = held.certificate().to_vec();
+        let serving = async {
+            if let Some(opened) = self.here(opened, from, Some(&der)).await {
+                self.named(opened, Some(&der), from).await;
+            }
+        };
         tokio::select! {
-            () = self.edge(opened, &id, &serial, from) => {}
+            () = serving => {}
             () = held.ended() => tracing::warn!(edge = %id, "an edge is cut off: its certificate has ended, or is not trusted any more"),
         }
     }
@@ -204,8 +300,8 @@ fn edge_of(connect: &Connect) -> Option<&str> {
 }
 
 /// The edge that a certificate proves, if it is the one that CONNECT speaks of.
-fn named(opened: &Opened<Stream>, certificate: Certificate, address: &str) -> Option<ByteString> {
-    let said = edge_of(&opened.connect);
+fn proved(connect: &Connect, certificate: Certificate, address: &str) -> Option<ByteString> {
+    let said = edge_of(connect);
     match (certificate, said) {
         (Certificate::Named(name), Some(said)) if name == said => return Some(name),
         (Certificate::Named(certificate), Some(said)) => {

@@ -11,7 +11,9 @@ use tokio::{
     time::{Instant, interval_at, timeout, timeout_at},
 };
 use tributary_shared::{
-    amqp::{Code, Decoder, Frame, FrameKind, Method, Refusal, frame::write_heartbeat},
+    amqp::{
+        Code, Decoder, Frame, FrameKind, Method, PROTOCOL_HEADER, Refusal, frame::write_heartbeat,
+    },
     net::Admitted,
 };
 
@@ -83,6 +85,22 @@ where
     commands.push(Command::Detach(connection.id));
     shared.vhost.send(commands).await;
     ended
+}
+
+/// For a client whose virtual host is served nowhere now: it is told so once it has said that it speaks AMQP.
+pub(super) async fn turn_away<R, W>(reader: R, writer: W) -> io::Result<()>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut stream = Stream { reader, writer, buffer: BytesMut::new() };
+    let mut header = [0; PROTOCOL_HEADER.len()];
+    timeout(handshake::TIME, stream.reader.read_exact(&mut header)).await??;
+    if header != PROTOCOL_HEADER {
+        return stream.writer.shutdown().await;
+    }
+    let detail = "no node of the cluster serves the virtual host at the moment: connect again";
+    refuse(stream, &Refusal::new(Code::ConnectionForced, detail)).await
 }
 
 /// Tells a refusal of the handshake, and waits a little for the answer so that the peer surely reads it.

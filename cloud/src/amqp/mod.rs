@@ -16,14 +16,17 @@ mod outgoing;
 mod tests;
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv6Addr, SocketAddr},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 use tributary_shared::{
     amqp::frame::PRE_AUTH_FRAME_MAX,
@@ -31,8 +34,10 @@ use tributary_shared::{
 };
 
 use crate::{
-    log::{Log, LogError},
-    queue::{ConnectionId, Numbers, VirtualHost, owner::MESSAGE_MAX},
+    engine::ShardId,
+    log::Log,
+    peer::{self, Header, Io, Peers, Protocol, Reached},
+    queue::{self, ConnectionId, Numbers, VirtualHost, owner::MESSAGE_MAX},
     route::Routing,
     status::Status,
 };
@@ -75,6 +80,10 @@ struct Counters {
 struct Shared {
     settings: Settings,
     vhost: VirtualHost,
+    log: Log,
+    /// Where the virtual host is.
+    home: ShardId,
+    peers: Peers,
     counters: Counters,
     next: AtomicU64,
     stop: CancellationToken,
@@ -86,54 +95,124 @@ impl Shared {
     }
 }
 
-/// Serves until `stop`; then tells the clients, and returns when what they sent is stored.
-pub async fn serve(
-    listener: TcpListener,
-    settings: Settings,
-    log: Log,
-    routing: Routing,
-    status: &Status,
-    stop: CancellationToken,
-) -> Result<(), LogError> {
-    let (vhost, owner) = VirtualHost::open(VIRTUAL_HOST, log, routing, &stop);
-    let gate = Gate::new(net::Settings {
-        connections: settings.max_connections,
-        connections_per_address: settings.max_connections_per_address,
-        handshakes: settings.max_handshakes,
-        connections_per_second: 500,
-        allow_insecure: false,
-    });
-    let numbers = vhost.numbers();
-    let settings = Settings {
-        frame_max: settings.frame_max.clamp(PRE_AUTH_FRAME_MAX, FRAME_MAX),
-        max_message_bytes: settings.max_message_bytes.min(MESSAGE_MAX),
-        ..settings
-    };
-    let shared = Arc::new(Shared {
-        settings,
-        vhost,
-        counters: Counters::default(),
-        next: AtomicU64::new(1),
-        stop: stop.clone(),
-    });
-    publish(status, &shared, &gate, numbers);
-    let connections = shared.clone();
-    accept(listener, gate, stop, move |stream, peer, admitted| {
-        serve_one(connections.clone(), stream, peer, admitted)
-    })
-    .await;
-    // The virtual host ends, once everything is stored, when its last handle goes.
-    drop(shared);
-    if let Err(error) = owner.await {
-        tracing::error!(%error, "virtual host did not end");
-    }
-    Ok(())
+/// The head, before it serves.
+pub struct Head {
+    shared: Arc<Shared>,
+    owner: JoinHandle<()>,
+    gate: Arc<Gate>,
 }
 
-async fn serve_one(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, admitted: Admitted) {
-    let (reader, writer) = stream.into_split();
-    let ended = connection::run(&shared, reader, writer, peer, admitted).await;
+/// What serves the clients that other nodes hand on. It does not keep the virtual host.
+#[derive(Clone)]
+pub struct Handed {
+    shared: Weak<Shared>,
+}
+
+impl Head {
+    /// A head over `log`; clients whose virtual host is elsewhere are handed on by `peers`.
+    pub fn open(
+        settings: Settings,
+        log: Log,
+        routing: Routing,
+        peers: Peers,
+        status: &Status,
+        stop: CancellationToken,
+    ) -> Self {
+        let home = queue::home(&log, VIRTUAL_HOST);
+        let (vhost, owner) = VirtualHost::open(VIRTUAL_HOST, log.clone(), routing, &stop);
+        let gate = Gate::new(net::Settings {
+            connections: settings.max_connections,
+            connections_per_address: settings.max_connections_per_address,
+            handshakes: settings.max_handshakes,
+            connections_per_second: 500,
+            allow_insecure: false,
+        });
+        let numbers = vhost.numbers();
+        let settings = Settings {
+            frame_max: settings.frame_max.clamp(PRE_AUTH_FRAME_MAX, FRAME_MAX),
+            max_message_bytes: settings.max_message_bytes.min(MESSAGE_MAX),
+            ..settings
+        };
+        let shared = Arc::new(Shared {
+            settings,
+            vhost,
+            log,
+            home,
+            peers,
+            counters: Counters::default(),
+            next: AtomicU64::new(1),
+            stop,
+        });
+        publish(status, &shared, &gate, numbers);
+        Self { shared, owner, gate }
+    }
+
+    /// For the listener for other nodes.
+    pub fn handed(&self) -> Handed {
+        Handed { shared: Arc::downgrade(&self.shared) }
+    }
+
+    /// Serves until the stop; then tells the clients, and returns when what they sent is stored.
+    pub async fn serve(self, listener: TcpListener) {
+        let Self { shared, owner, gate } = self;
+        let (connections, stop) = (shared.clone(), shared.stop.clone());
+        accept(listener, gate, stop, move |stream, peer, admitted| {
+            serve_one(connections.clone(), stream, peer, admitted)
+        })
+        .await;
+        // The virtual host ends, once everything is stored, when its last handle goes.
+        drop(shared);
+        if let Err(error) = owner.await {
+            tracing::error!(%error, "virtual host did not end");
+        }
+    }
+}
+
+impl Handed {
+    /// Serves one client here, or refuses it.
+    pub async fn serve(self, stream: peer::Stream, header: Header, admitted: Admitted) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let peer = header.address.unwrap_or_else(|| (Ipv6Addr::UNSPECIFIED, 0).into());
+        if shared.peers.is_here(&shared.log, shared.home).await {
+            serve_here(&shared, stream, peer, admitted).await;
+        } else {
+            turn_away(stream, peer).await;
+        }
+    }
+}
+
+async fn serve_one(
+    shared: Arc<Shared>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    mut admitted: Admitted,
+) {
+    if shared.log.is_here(shared.home) {
+        return serve_here(&shared, stream, peer, admitted).await;
+    }
+    let header = Header { protocol: Protocol::Amqp, address: Some(peer), certificate: None };
+    match shared.peers.reach(&shared.log, shared.home, &header).await {
+        Reached::Here => serve_here(&shared, stream, peer, admitted).await,
+        Reached::There(away) => {
+            // It logs in there, and is timed there.
+            admitted.handshake_done();
+            away.splice(stream, b"", &shared.stop).await;
+        }
+        Reached::Nobody => turn_away(stream, peer).await,
+    }
+}
+
+async fn serve_here(shared: &Shared, stream: impl Io, peer: SocketAddr, admitted: Admitted) {
+    let (reader, writer) = tokio::io::split(stream);
+    let ended = connection::run(shared, reader, writer, peer, admitted).await;
     if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "amqp connection ended");
+    }
+}
+
+async fn turn_away(stream: impl Io, peer: SocketAddr) {
+    let (reader, writer) = tokio::io::split(stream);
+    if let Err(error) = connection::turn_away(reader, writer).await {
         tracing::debug!(%peer, %error, "amqp connection ended");
     }
 }

@@ -18,9 +18,11 @@ use tributary_shared::{
     record::{BatchBuilder, Compression, Header, Record},
 };
 
-use super::{Settings, serve};
+use super::{Head, Settings};
 use crate::{
+    cluster::{Addresses, Cluster},
     log::{Guard, Log, PartitionId, testing::test_log},
+    peer::{self, Peers},
     route::{Routes, Routing},
     status::Status,
 };
@@ -42,7 +44,11 @@ impl Server {
         let task = tokio::spawn(async move {
             let routing = Routing::new(Routes::default());
             let settings = Settings::default();
-            serve(listener, settings, log, routing, &Status::default(), until).await.unwrap();
+            let cluster = Cluster::alone(Addresses::default(), log.shards());
+            let peers = Peers::open(&peer::Settings::default(), cluster).unwrap();
+            let status = Status::default();
+            let head = Head::open(settings, log, routing, peers, &status, until);
+            head.serve(listener).await;
         });
         Self { address, stop, task }
     }

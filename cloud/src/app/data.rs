@@ -4,7 +4,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 
 use super::{AppError, Listeners};
@@ -18,10 +17,8 @@ use crate::{
     },
     config::Config,
     engine::{self, Engine, Place, Sharing},
-    log::{
-        Lease, Log, LogError, Offset,
-        remote::{Far, Heard, Remote, StreamChange},
-    },
+    log::{Lease, Log},
+    peer::{self, Owners, Peers},
 };
 
 /// How long shards that are this node's from the start are waited for before it says that it is ready.
@@ -33,6 +30,7 @@ const LINGER: Duration = Duration::from_millis(400);
 pub(super) struct Data {
     pub(super) log: Log,
     pub(super) cluster: Cluster,
+    pub(super) peers: Peers,
     pub(super) member: Option<Joined>,
 }
 
@@ -77,7 +75,8 @@ pub(super) async fn open(config: &Config, listeners: &Listeners) -> Result<Data,
     let log = Log::open(engine, config.log.clone()).await;
     let log = log.map_err(|error| AppError::Log { url: url(), error })?;
     let cluster = Cluster::alone(Addresses::default(), log.shards());
-    Ok(Data { log, cluster, member: None })
+    let peers = Peers::open(&peer::Settings::default(), cluster.clone())?;
+    Ok(Data { log, cluster, peers, member: None })
 }
 
 async fn join(
@@ -98,15 +97,17 @@ async fn join(
     let lease = Lease::over();
     let settings = config.cluster.clone();
     let (membership, task) = task::join(me, settings, Objects::new(place), lease.clone()).await?;
-    let log = Log::join(engine, config.log.clone(), Arc::new(Nobody), lease);
-    membership.serve(Arc::new(log.clone()));
     let cluster = membership.cluster();
+    let peers = Peers::open(&config.peer, cluster.clone())?;
+    let owners = Arc::new(Owners::new(peers.clone()));
+    let log = Log::join(engine, config.log.clone(), owners, lease);
+    membership.serve(Arc::new(log.clone()));
     let mut joined = Joined { membership, task };
     tokio::select! {
         _ = timeout(FIRST_SHARDS, all_here(&log, &cluster)) => {}
         error = lost(&log, Some(&mut joined)) => return Err(error),
     }
-    Ok(Data { log, cluster, member: Some(joined) })
+    Ok(Data { log, cluster, peers, member: Some(joined) })
 }
 
 /// Returns when all is open that the map gave this node at first.
@@ -138,19 +139,5 @@ fn bound(listeners: &Listeners) -> Addresses {
         admin: address(&listeners.admin),
         est: listeners.est.as_ref().map(|(listener, _)| address(listener)).unwrap_or_default(),
         peer: listeners.peer.as_ref().map(address).unwrap_or_default(),
-    }
-}
-
-/// Until nodes can be asked: what is elsewhere cannot be read here.
-struct Nobody;
-
-#[async_trait]
-impl Remote for Nobody {
-    async fn read(&self, _: &Far, _: Offset, _: usize) -> Result<Heard, LogError> {
-        Err(LogError::NotOwner)
-    }
-
-    async fn change(&self, _: StreamChange) -> Result<(), LogError> {
-        Err(LogError::NotOwner)
     }
 }

@@ -215,6 +215,10 @@ impl Book {
         self.version.borrow().is_some()
     }
 
+    pub(super) fn home(&self) -> ShardId {
+        self.home
+    }
+
     pub(super) async fn token(&self, secret: &str) -> Result<Option<Given>, LogError> {
         let key = format!("enrol/token/{}", hash(secret));
         let found = self.log.state_get(self.home, StateSpace::Meta, key.as_bytes()).await?;

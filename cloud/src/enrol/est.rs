@@ -7,7 +7,12 @@
 //! ```
 //! Change here: HTTP. Not here: who gets a certificate (`enrol`).
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -24,6 +29,10 @@ use tributary_shared::{
 };
 
 use super::{Enrol, Refused};
+use crate::{
+    log::Log,
+    peer::{self, Header, Peers, Protocol, Reached},
+};
 
 /// Connections at once.
 const CONNECTIONS: usize = 64;
@@ -47,29 +56,83 @@ pub fn tls(settings: &super::Settings) -> Result<Arc<Tls>, TlsError> {
     Tls::open(files, "enrol")
 }
 
-/// Serves until `stop`.
-pub async fn serve(listener: TcpListener, tls: Arc<Tls>, enrol: Enrol, stop: CancellationToken) {
+/// One gateway's visit after another, wherever they come in. Cheap to clone.
+#[derive(Clone)]
+pub struct Door {
+    /// Of `listen.est`.
+    pub tls: Arc<Tls>,
+    /// Who decides.
+    pub enrol: Enrol,
+    /// Where the book is.
+    pub log: Log,
+    /// The way there.
+    pub peers: Peers,
+    /// The end.
+    pub stop: CancellationToken,
+}
+
+/// Serves until the stop.
+pub async fn serve(listener: TcpListener, door: Door) {
     let limits = net::Settings {
         connections: CONNECTIONS,
         handshakes: CONNECTIONS,
         ..net::Settings::default()
     };
+    let stop = door.stop.clone();
     let peer = move |stream: TcpStream, address: SocketAddr, admitted: Admitted| {
-        let (tls, enrol) = (Arc::clone(&tls), enrol.clone());
+        let door = door.clone();
         async move {
-            let outcome = timeout(PATIENCE, visit(stream, &tls, &enrol, address)).await;
-            match outcome {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%address, %error, "EST: connection lost"),
-                Err(_) => tracing::debug!(%address, "EST: too slow"),
-            }
+            door.within_patience(address, door.here_or_there(stream, address)).await;
             drop(admitted);
         }
     };
     accept(listener, Gate::new(limits), stop, peer).await;
 }
 
-async fn visit(stream: TcpStream, tls: &Tls, enrol: &Enrol, address: SocketAddr) -> io::Result<()> {
+impl Door {
+    /// What another node has handed on: served here, or not at all.
+    pub async fn handed(self, stream: peer::Stream, header: Header, admitted: Admitted) {
+        let address = header.address.unwrap_or_else(|| (Ipv6Addr::UNSPECIFIED, 0).into());
+        let serving = async {
+            if self.peers.is_here(&self.log, self.enrol.home()).await {
+                return visit(stream, &self.tls, &self.enrol, address).await;
+            }
+            Err(io::Error::other("the book of enrolment is not here"))
+        };
+        self.within_patience(address, serving).await;
+        drop(admitted);
+    }
+
+    /// The gateway's TLS ends where the book is.
+    async fn here_or_there(&self, stream: TcpStream, address: SocketAddr) -> io::Result<()> {
+        let header = Header { protocol: Protocol::Est, address: Some(address), certificate: None };
+        match self.peers.reach(&self.log, self.enrol.home(), &header).await {
+            Reached::Here => visit(stream, &self.tls, &self.enrol, address).await,
+            Reached::There(away) => {
+                away.splice(stream, b"", &self.stop).await;
+                Ok(())
+            }
+            Reached::Nobody => Err(io::Error::other("no node has the book of enrolment")),
+        }
+    }
+
+    async fn within_patience(
+        &self,
+        address: SocketAddr,
+        visit: impl Future<Output = io::Result<()>>,
+    ) {
+        match timeout(PATIENCE, visit).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%address, %error, "EST: connection lost"),
+            Err(_) => tracing::debug!(%address, "EST: too slow"),
+        }
+    }
+}
+
+async fn visit<S>(stream: S, tls: &Tls, enrol: &Enrol, address: SocketAddr) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let mut stream = tls.accept(stream).await?;
     let certificate = client_certificate(&stream).map(<[u8]>::to_vec);
     let answer = match read(&mut stream).await? {

@@ -29,7 +29,10 @@ use self::{
     authority::{Authority, Request},
     book::{Book, Given, check, number},
 };
-use crate::log::{Log, LogError};
+use crate::{
+    engine::ShardId,
+    log::{Log, LogError},
+};
 
 pub use self::book::{Certified, DenyList};
 
@@ -137,6 +140,11 @@ impl Enrol {
         let book = Book::open(log).await?;
         drop(tasks::spawn("deny list", book.clone().keep()));
         Ok(Self { book, authority, settings: Arc::new(settings), deciding: Arc::default() })
+    }
+
+    /// The shard that the book is in.
+    pub fn home(&self) -> ShardId {
+        self.book.home()
     }
 
     /// A new token for an edge, as the one string that its gateway needs.

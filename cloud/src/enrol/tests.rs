@@ -12,7 +12,11 @@ use tributary_shared::{
 };
 
 use super::*;
-use crate::log::testing::test_log;
+use crate::{
+    cluster::{Addresses, Cluster},
+    log::testing::test_log,
+    peer::{self, Peers},
+};
 
 struct Case {
     folder: TempDir,
@@ -52,8 +56,12 @@ impl Case {
         let listener = net::bind("127.0.0.1:0".parse().unwrap(), "test").unwrap();
         let at = format!("localhost:{}", listener.local_addr().unwrap().port());
         let stop = CancellationToken::new();
-        let serving =
-            est::serve(listener, est::tls(&settings).unwrap(), enrol.clone(), stop.clone());
+        let cluster = Cluster::alone(Addresses::default(), 1);
+        let peers = Peers::open(&peer::Settings::default(), cluster).unwrap();
+        let tls = est::tls(&settings).unwrap();
+        let (enrolling, log_of, until) = (enrol.clone(), log.clone(), stop.clone());
+        let door = est::Door { tls, enrol: enrolling, log: log_of, peers, stop: until };
+        let serving = est::serve(listener, door);
         tasks::spawn("est", serving);
         Self { folder, enrol, at, log, stop }
     }

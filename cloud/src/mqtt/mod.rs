@@ -136,6 +136,11 @@ impl Clients {
     }
 }
 
+/// The shard that holds the head's state.
+pub fn home(log: &Log) -> ShardId {
+    log.home_shard(HOME)
+}
+
 /// The door, and the future that must run for it to work: it ends at `stop`, or when the log is closed or cannot be read.
 pub fn open(
     log: Log,
@@ -159,7 +164,7 @@ pub fn open(
         shown.write(page);
         numbers::write_connections(&counted.counters, &gate, page);
     });
-    let home = log.home_shard(HOME);
+    let home = home(&log);
     let head = Head { log, routing, settings, numbers, home };
     (Clients { context }, serve(head, incoming, stop))
 }

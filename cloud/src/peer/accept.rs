@@ -12,11 +12,9 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use tributary_shared::net::{self, Admitted, Exposed, Exposure, Gate, accept, check_exposure};
+use tributary_shared::net::{self, Admitted, Gate, accept};
 
-use super::{
-    Bad, Header, PeerError, Peers, Protocol, Settings, Stream, count, proxy::FIXED, secure::Secure,
-};
+use super::{Bad, Header, Peers, Protocol, Stream, count, proxy::FIXED};
 
 /// For TLS and the header.
 const HEADER: Duration = Duration::from_secs(5);
@@ -49,15 +47,6 @@ impl Heads {
         self.all.insert(protocol, head);
         self
     }
-}
-
-/// Whether `listen.peer` may be opened at `address`: beyond loopback only if peers prove who they are. No setting overrides it,
-/// because whoever gets in can say to be any client.
-pub fn check(settings: &Settings, address: SocketAddr) -> Result<Result<(), Exposed>, PeerError> {
-    let proved = Secure::open(settings)?.is_tls();
-    let exposure =
-        Exposure { address, setting: "listen.peer", tls: proved, authentication: proved };
-    Ok(check_exposure(exposure, false))
 }
 
 /// Why a peer was sent away.

@@ -1,8 +1,8 @@
-//! What this node keeps hearing of: ends of partitions elsewhere (while somebody follows), and the list of streams.
+//! What this node keeps hearing of: ends of partitions elsewhere (while somebody follows), the list of streams, the deny list.
 //!
 //! ```text
 //! one task a node: Fetch of all partitions it owns, from what was heard last --long poll--> Log::heard, followers wake
-//! one task: GET /peer/streams after the version known --long poll--> Log::learn
+//! one loop each: GET /peer/streams, /peer/denied after the version known --long poll--> Log::learn, Enrol::learn
 //! ```
 //! In: answers of owners. Out: the log's copies. Change here: what is kept, and how soon a change of owners is noticed.
 //! Not here: reading on demand (`owners`).
@@ -25,6 +25,8 @@ use super::{
 };
 use crate::{
     cluster::{Node, NodeId, View},
+    engine::ShardId,
+    enrol::Enrol,
     log::{Far, Heard, Log, LogError, Offset, Watermarks},
 };
 
@@ -46,13 +48,12 @@ const AGAIN_SHORTEST: Duration = Duration::from_millis(50);
 const AGAIN_LONGEST: Duration = Duration::from_secs(2);
 
 /// Runs all of it until `stop`.
-pub async fn run(peers: Peers, log: Log, stop: CancellationToken) {
-    let ends = ends(&peers, &log);
-    let streams = list(&peers, &log);
+pub async fn run(peers: Peers, log: Log, enrol: Enrol, stop: CancellationToken) {
     tokio::select! {
         () = stop.cancelled() => {}
-        () = ends => {}
-        () = streams => {}
+        () = ends(&peers, &log) => {}
+        () = streams(peers.clone(), log.clone()) => {}
+        () = denied(peers.clone(), enrol) => {}
     }
 }
 
@@ -183,24 +184,53 @@ async fn poll(wire: &Wire, wanted: &[(Far, Offset)], log: &Log) -> Result<usize,
 }
 
 /// The list of streams, from the owner of shard 0.
-async fn list(peers: &Peers, log: &Log) {
+async fn streams(peers: Peers, log: Log) {
+    let to = peers.clone();
+    let ask = move |node: Arc<Node>| {
+        let (peers, log) = (to.clone(), log.clone());
+        async move {
+            let known = log.catalog().map(|list| list.version);
+            if let Some(list) = pages::streams(&peers, &node, known).await? {
+                log.learn(list).await;
+            }
+            Ok(())
+        }
+    };
+    from_owner(peers, STREAMS, ask).await;
+}
+
+/// What is denied, from the node that has the book of enrolment.
+async fn denied(peers: Peers, enrol: Enrol) {
+    let (to, home) = (peers.clone(), enrol.home());
+    let ask = move |node: Arc<Node>| {
+        let (peers, enrol) = (to.clone(), enrol.clone());
+        async move {
+            let known = enrol.deny_list().map(|list| list.version);
+            if let Some(list) = pages::denied(&peers, &node, known).await? {
+                enrol.learn(list).await;
+            }
+            Ok(())
+        }
+    };
+    from_owner(peers, home, ask).await;
+}
+
+/// Asks the owner of `shard` again and again, while that is another node.
+async fn from_owner<T>(peers: Peers, shard: ShardId, ask: impl Fn(Arc<Node>) -> T)
+where
+    T: Future<Output = Result<(), String>>,
+{
     let mut backoff = Backoff::new(AGAIN_SHORTEST, AGAIN_LONGEST);
     let mut changes = peers.cluster().changes();
     loop {
         let view = changes.borrow_and_update().clone();
-        let owner = view.owner(STREAMS).filter(|node| node.id != view.me).cloned();
+        let owner = view.owner(shard).filter(|node| node.id != view.me).cloned();
         let asking = async {
             let Some(node) = owner else { return std::future::pending().await };
-            let known = log.catalog().map(|list| list.version);
-            match pages::streams(peers, &node, known).await {
-                Ok(newer) => {
-                    backoff.reset();
-                    if let Some(list) = newer {
-                        log.learn(list).await;
-                    }
-                }
+            match ask(node).await {
+                Ok(()) => backoff.reset(),
                 Err(error) => {
-                    tracing::debug!(error, "the list of streams is not heard of");
+                    tracing::debug!(shard = shard.0, error, "an owner is not heard of");
                     sleep(backoff.next_wait()).await;
                 }
             }

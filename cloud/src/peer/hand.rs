@@ -16,16 +16,19 @@ use super::{Header, Peers, Stream, Unreachable, count};
 use crate::{
     cluster::{NodeId, View},
     engine::ShardId,
+    log::Log,
 };
 
 /// A client waits so long for a shard to have an owner that answers: a take-over is done by then, and clients still wait.
 const OWNER: Duration = Duration::from_secs(8);
+/// One that was handed on waits less: the map of the node that it came to may have been wrong.
+const OPENED: Duration = Duration::from_secs(4);
 /// Between attempts, unless the map changes.
 const AGAIN_AFTER: Duration = Duration::from_millis(250);
 
 /// Where a shard is served.
 pub enum Reached {
-    /// By this node, as far as the map says.
+    /// By this node.
     Here,
     /// By another, which has the header already.
     There(Away),
@@ -42,22 +45,19 @@ pub struct Away {
 }
 
 impl Peers {
-    /// Whether this node owns `shard`, as far as the map says.
-    pub fn is_mine(&self, shard: ShardId) -> bool {
-        self.cluster.view().is_mine(shard)
-    }
-
     /// Connects a client to who serves `shard`; waits a while for somebody to do so.
-    pub async fn reach(&self, shard: ShardId, header: &Header) -> Reached {
+    pub async fn reach(&self, log: &Log, shard: ShardId, header: &Header) -> Reached {
         let mut changes = self.cluster.changes();
         let deadline = Instant::now() + OWNER;
         let mut last: Option<Unreachable> = None;
         loop {
             let view = changes.borrow_and_update().clone();
-            if view.is_mine(shard) {
+            if log.is_here(shard) {
                 return Reached::Here;
             }
-            if let Some(node) = view.owner(shard) {
+            if view.is_mine(shard) {
+                last = None;
+            } else if let Some(node) = view.owner(shard) {
                 match self.connect(node, header).await {
                     Ok(stream) => {
                         count(&self.counters.handed_on);
@@ -77,12 +77,25 @@ impl Peers {
                 );
                 return Reached::Nobody;
             }
-            // A map that nobody writes any more changes nothing: then the time decides.
-            let _ = timeout(AGAIN_AFTER, changes.changed()).await;
-            if changes.has_changed().is_err() {
-                sleep(AGAIN_AFTER).await;
+            tokio::select! {
+                Ok(()) = changes.changed() => {}
+                Ok(_) = log.here(shard) => {}
+                () = sleep(AGAIN_AFTER) => {}
             }
         }
+    }
+
+    /// Waits a while until `shard` is served here, for a client that another node has handed on. False: refuse it.
+    pub async fn is_here(&self, log: &Log, shard: ShardId) -> bool {
+        let here = matches!(timeout(OPENED, log.here(shard)).await, Ok(Ok(_)));
+        if !here {
+            count(&self.counters.nobody);
+            tracing::warn!(
+                shard = shard.0,
+                "a client that was handed on is refused: its shard is not here"
+            );
+        }
+        here
     }
 }
 

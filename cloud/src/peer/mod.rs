@@ -36,7 +36,7 @@ use tokio::{
     time::timeout,
 };
 
-pub use accept::{Heads, check, serve};
+pub use accept::{Heads, serve};
 pub use hand::{Away, Reached};
 pub use owners::Owners;
 pub use proxy::{Bad, Header, Protocol};
@@ -66,6 +66,14 @@ tributary_shared::settings! {
         pub ca: String = String::new(),
         /// Connections of other nodes at once; each client that is handed on is one.
         pub connections: usize = 20_000 => 16..,
+    }
+}
+
+impl Settings {
+    /// Whether peers have to prove who they are. If not, `listen.peer` may be on loopback only, whatever else is allowed, because
+    /// whoever gets in can say to be any client.
+    pub fn is_proved(&self) -> bool {
+        !self.secret.is_empty() || !self.certificate.is_empty()
     }
 }
 

@@ -1,8 +1,9 @@
-//! HTTP between nodes: what the owner of the streams has of them, and changes for it.
+//! HTTP between nodes: the list of streams and the deny list from their owners, and changes of streams.
 //!
 //! ```text
 //! GET  /peer/streams?after=VERSION   the list of all streams, once it is newer (long poll); 204: nothing newer in time
 //! POST /peer/streams                 a change (JSON); it is durable when the answer comes
+//! GET  /peer/denied?after=VERSION    the list of edges that are denied, likewise
 //! ```
 //! Only on `listen.peer`: who asks is a node. Change here: pages, and both ends of them. Not here: HTTP as such (`ask`).
 
@@ -33,6 +34,7 @@ use tributary_shared::net::Admitted;
 use super::{Heads, Peers, Protocol, Stream, owners::STREAMS};
 use crate::{
     cluster::Node,
+    enrol::{DenyList, Enrol},
     log::{Log, LogError, StreamChange, StreamList},
 };
 
@@ -117,19 +119,29 @@ pub(super) async fn streams(
     node: &Node,
     after: Option<u64>,
 ) -> Result<Option<StreamList>, String> {
-    let path = match after {
-        Some(after) => format!("/peer/streams?after={after}"),
-        None => "/peer/streams".to_owned(),
-    };
-    poll(peers, node, &path).await
+    poll(peers, node, "/peer/streams", after).await
+}
+
+/// The deny list, likewise.
+pub(super) async fn denied(
+    peers: &Peers,
+    node: &Node,
+    after: Option<u64>,
+) -> Result<Option<DenyList>, String> {
+    poll(peers, node, "/peer/denied", after).await
 }
 
 async fn poll<T: for<'de> Deserialize<'de>>(
     peers: &Peers,
     node: &Node,
-    path: &str,
+    page: &str,
+    after: Option<u64>,
 ) -> Result<Option<T>, String> {
-    let answer = peers.ask(node, path, None, PATIENCE).await.map_err(|error| error.to_string())?;
+    let path = match after {
+        Some(after) => format!("{page}?after={after}"),
+        None => page.to_owned(),
+    };
+    let answer = peers.ask(node, &path, None, PATIENCE).await.map_err(|error| error.to_string())?;
     match answer.code {
         200 => serde_json::from_slice(&answer.body).map(Some).map_err(|error| error.to_string()),
         204 => Ok(None),
@@ -143,6 +155,7 @@ async fn poll<T: for<'de> Deserialize<'de>>(
 pub fn open(
     heads: Heads,
     log: Log,
+    enrol: Enrol,
     stop: CancellationToken,
 ) -> (Heads, impl Future<Output = io::Result<()>>) {
     let (sender, visits) = mpsc::channel(WAITING);
@@ -152,8 +165,11 @@ pub fn open(
         // Its end is the server's: the task that accepted it has no more to do.
         async move { drop(sender.send(Visit { stream, _admitted: admitted }).await) }
     });
-    let shared = Shared { log, stop: stop.clone() };
-    let pages = Router::new().route("/peer/streams", get(list).post(make)).with_state(shared);
+    let shared = Shared { log, enrol, stop: stop.clone() };
+    let pages = Router::new()
+        .route("/peer/streams", get(list).post(make))
+        .route("/peer/denied", get(deny_list))
+        .with_state(shared);
     let serving = async move {
         axum::serve(Visits(visits), pages).with_graceful_shutdown(stop.cancelled_owned()).await
     };
@@ -163,6 +179,7 @@ pub fn open(
 #[derive(Clone)]
 struct Shared {
     log: Log,
+    enrol: Enrol,
     stop: CancellationToken,
 }
 
@@ -176,13 +193,30 @@ async fn list(State(shared): State<Shared>, Query(After { after }): Query<After>
     if !shared.log.is_here(STREAMS) {
         return StatusCode::MISDIRECTED_REQUEST.into_response();
     }
-    tokio::select! {
-        newer = timeout(POLL, shared.log.catalog_changed(after)) => match newer {
-            Ok(Ok(list)) => Json(list).into_response(),
-            Ok(Err(_)) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
-            Err(_) => StatusCode::NO_CONTENT.into_response(),
-        },
-        () = shared.stop.cancelled() => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    shared.newer(shared.log.catalog_changed(after)).await
+}
+
+async fn deny_list(State(shared): State<Shared>, Query(After { after }): Query<After>) -> Response {
+    if !shared.log.is_here(shared.enrol.home()) {
+        return StatusCode::MISDIRECTED_REQUEST.into_response();
+    }
+    shared.newer(async { Ok(shared.enrol.deny_list_changed(after).await) }).await
+}
+
+impl Shared {
+    /// The answer to a long poll.
+    async fn newer<T: Serialize>(
+        &self,
+        list: impl Future<Output = Result<T, LogError>>,
+    ) -> Response {
+        tokio::select! {
+            newer = timeout(POLL, list) => match newer {
+                Ok(Ok(list)) => Json(list).into_response(),
+                Ok(Err(_)) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+                Err(_) => StatusCode::NO_CONTENT.into_response(),
+            },
+            () = self.stop.cancelled() => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        }
     }
 }
 

@@ -83,11 +83,6 @@ impl Secure {
         Ok(Self { tls: Some(tls) })
     }
 
-    /// Whether a peer has to prove that it is one.
-    pub(super) fn is_tls(&self) -> bool {
-        self.tls.is_some()
-    }
-
     /// The far end of a connection to `host`.
     pub(super) async fn connect(&self, stream: TcpStream, host: &str) -> io::Result<Stream> {
         let Some(tls) = &self.tls else {

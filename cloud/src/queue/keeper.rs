@@ -34,9 +34,14 @@ pub(super) fn home_name(name: &str) -> String {
     format!("amqp:{name}")
 }
 
+/// The shard of a virtual host.
+pub fn home(log: &Log, name: &str) -> ShardId {
+    log.home_shard(&home_name(name))
+}
+
 impl Keeper {
     pub(super) fn home(&self) -> ShardId {
-        self.log.home_shard(&home_name(&self.name))
+        home(&self.log, &self.name)
     }
 
     pub(super) async fn run(self, mut inbox: mpsc::Receiver<Vec<Command>>) {

@@ -36,6 +36,7 @@ use std::sync::{Arc, atomic::AtomicU64};
 
 use bytes::Bytes;
 use bytestring::ByteString;
+pub use keeper::home;
 pub use message::{Message, TOPIC_EXCHANGE};
 pub use outbox::Outbox;
 pub use owner::VirtualHost;

@@ -6,6 +6,7 @@ use tributary_shared::record::{Batch, BatchBuilder, Compression, Record};
 use super::*;
 use crate::{
     engine::memory::MemoryEngine,
+    enrol::{self, Enrol},
     group::{self, Groups},
     kafka,
     log::{Guard, Lease, Log, LogError, PartitionId, Remote as _, StreamConfig, testing::test_log},
@@ -19,6 +20,8 @@ const SHARDS: u16 = 2;
 struct Two {
     far: Log,
     near: Log,
+    far_enrol: Enrol,
+    near_enrol: Enrol,
     owners: Owners,
     map: watch::Sender<Arc<View>>,
     stop: CancellationToken,
@@ -61,7 +64,8 @@ impl Two {
                 drop(admitted);
             }
         });
-        let (heads, pages) = pages::open(heads, far.clone(), stop.clone());
+        let far_enrol = Enrol::open(far.clone(), enrol::Settings::default()).await.unwrap();
+        let (heads, pages) = pages::open(heads, far.clone(), far_enrol.clone(), stop.clone());
         tokio::spawn(pages);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -74,8 +78,9 @@ impl Two {
         let engine = Arc::new(MemoryEngine::new(SHARDS));
         let settings = crate::log::Settings::default();
         let near = Log::join(engine, settings, Arc::new(owners.clone()), Lease::forever());
-        tokio::spawn(follow::run(peers, near.clone(), stop.clone()));
-        Self { far, near, owners, map, stop }
+        let near_enrol = Enrol::open(near.clone(), enrol::Settings::default()).await.unwrap();
+        tokio::spawn(follow::run(peers, near.clone(), near_enrol.clone(), stop.clone()));
+        Self { far, near, far_enrol, near_enrol, owners, map, stop }
     }
 }
 
@@ -108,6 +113,17 @@ async fn streams_made_on_any_node_are_made_by_the_owner_and_known_to_all() {
     assert!(two.far.stream("s").is_none());
     let missing = two.near.delete_stream("s").await;
     assert!(matches!(missing, Err(LogError::StreamNotFound(_))));
+}
+
+#[tokio::test]
+async fn an_edge_that_is_denied_is_denied_at_every_node() {
+    let two = Two::start().await;
+    two.far_enrol.deny("gw1").await.unwrap();
+    two.near_enrol.denial("gw1", "").await;
+    two.far_enrol.allow("gw1").await.unwrap();
+    two.far_enrol.deny("gw2").await.unwrap();
+    two.near_enrol.denial("gw2", "").await;
+    assert!(!two.near_enrol.is_denied("gw1", ""));
 }
 
 #[tokio::test]
