@@ -102,6 +102,25 @@ fn the_chart_keeps_nothing_on_a_node_and_lets_one_pod_go_at_a_time() {
     }
 }
 
+/// A setting that the program does not know would end every pod at its start.
+#[test]
+fn every_setting_of_the_chart_is_one_of_the_cloud() {
+    if !are_there() {
+        return;
+    }
+    let reference = std::fs::read_to_string(root().join("config/cloud.toml")).expect("settings");
+    let rendered = text(&template("1.30", &[ENOUGH, EVERYTHING]).stdout);
+    let mut checked = 0;
+    for setting in rendered.split("--set=").skip(1).filter_map(|rest| rest.split('=').next()) {
+        let (section, key) = setting.split_once('.').expect("section and key");
+        let body = reference.split(&format!("\n[{section}]\n")).nth(1).expect("section");
+        let body = body.split("\n[").next().unwrap_or_default();
+        assert!(body.contains(&format!("\n#{key} = ")), "{setting} is no setting");
+        checked += 1;
+    }
+    assert!(checked >= 3, "only {checked} settings");
+}
+
 #[test]
 fn values_that_cannot_work_are_refused_by_name() {
     if !are_there() {
