@@ -5,6 +5,7 @@ use std::{io::Write as _, path::PathBuf, process::ExitCode};
 use clap::{Args, Parser, Subcommand};
 use tributary_cloud::{
     app,
+    cluster::status::Status,
     config::Config,
     engine::command::{Compactor, Migrate},
     enrol::command::{Ca, Enroll},
@@ -33,6 +34,8 @@ enum Command {
     Enroll(Enroll),
     Migrate(Migrate),
     Compactor(Compactor),
+    /// Show nodes, shards and their owners, moves, and which node lags. Asks a running node, and through it all others.
+    Status(Status),
 }
 
 /// Flags override environment variables (TRIBUTARY_SECTION__KEY), which override the settings file, which overrides the
@@ -104,6 +107,7 @@ fn main() -> ExitCode {
         Command::Enroll(enroll) => enroll.run().and_then(|text| say(&text)),
         Command::Migrate(migrate) => migrate.run().and_then(|text| say(&text)),
         Command::Compactor(compactor) => compactor.run(|text| drop(say(text))),
+        Command::Status(status) => status.run().and_then(|text| say(&text)),
     };
     program::end("tributary-cloud", outcome, |_| ExitCode::FAILURE)
 }

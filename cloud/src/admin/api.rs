@@ -11,6 +11,7 @@ use tributary_shared::clock::wall_ms;
 
 use super::{Failure, Shown};
 use crate::{
+    cluster::status::document,
     log::{LogError, PartitionId, Stream, Watermarks},
     route::CATCH_ALL,
 };
@@ -27,6 +28,7 @@ pub(super) fn router() -> Router<Shown> {
         .route("/streams/{name}", get(stream))
         .route("/edges", get(edges))
         .route("/routes", get(routes))
+        .route("/cluster", get(cluster))
         .fallback(async || Failure::NotFound("resource"))
 }
 
@@ -38,6 +40,11 @@ async fn status(State(shown): State<Shown>) -> Json<Value> {
         "shards": shown.log.shards(),
         "streams": shown.log.streams().len(),
     }))
+}
+
+/// Who owns which shard, as this node knows it.
+async fn cluster(State(shown): State<Shown>) -> Json<Value> {
+    Json(document(&shown.cluster, shown.membership.as_ref(), &shown.log))
 }
 
 async fn streams(State(shown): State<Shown>) -> Json<Value> {

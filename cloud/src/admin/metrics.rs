@@ -1,9 +1,11 @@
 //! The numbers of log, bridge and routes for `/metrics`. Heads publish their own.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use tributary_shared::clock::wall_ms;
 
 use super::Shown;
-use crate::{bridge::EdgeView, log::PartitionId, status::Page};
+use crate::{bridge::EdgeView, engine::ShardId, log::PartitionId, status::Page};
 
 /// Partitions with their own samples; a scrape has to end.
 const SAMPLES_MAX: usize = 2_000;
@@ -13,6 +15,7 @@ pub(super) fn publish(shown: &Shown) {
     shown.status.add(move |page| {
         streams(&of, page);
         edges(&of, page);
+        cluster(&of, page);
         page.counter(
             "tributary_routes_redirected_total",
             "Messages sent to the catch-all stream because there are too many streams",
@@ -35,6 +38,44 @@ fn streams(shown: &Shown, page: &mut Page) {
         page.gauge("tributary_partition_high", "One past the last durable offset", labels, high);
         let start = marks.start.unsigned_abs();
         page.gauge("tributary_partition_start", "First offset still there", labels, start);
+    }
+}
+
+fn cluster(shown: &Shown, page: &mut Page) {
+    let view = shown.cluster.view();
+    for (shard, leader) in (0..).map(ShardId).zip(&view.shards) {
+        let (number, here) = (shard.0.to_string(), u64::from(shown.log.is_here(shard)));
+        let labels = &[("shard", number.as_str())];
+        page.gauge("tributary_shard_served", "1 where a shard is served", labels, here);
+        let epoch = u64::from(leader.epoch.unsigned_abs());
+        page.gauge("tributary_shard_epoch", "Rises with each owner of a shard", labels, epoch);
+    }
+    let Some(member) = &shown.membership else { return };
+    let map = member.map();
+    let living = map.living().count() as u64;
+    page.gauge("tributary_cluster_nodes", "Nodes in the cluster's map", &[], living);
+    page.gauge("tributary_cluster_map_version", "Version of the map known here", &[], map.version);
+    let moves = map.shards.iter().filter(|place| place.next.is_some()).count() as u64;
+    page.gauge("tributary_cluster_moves", "Shards that are being handed over", &[], moves);
+    let sure = u64::from(member.is_sure());
+    page.gauge("tributary_cluster_lease", "1 while this node's heartbeats land", &[], sure);
+    let counters = member.counters();
+    for (name, help, counter) in [
+        ("tributary_cluster_taken_total", "Shards opened here", &counters.taken),
+        ("tributary_cluster_released_total", "Shards handed over", &counters.released),
+        ("tributary_cluster_lost_total", "Shards that another node opened", &counters.lost),
+        (
+            "tributary_cluster_unanswered_total",
+            "Heartbeats and looks at the map that the store did not answer in time",
+            &counters.unanswered,
+        ),
+        (
+            "tributary_cluster_ended_total",
+            "Times that this node gave up a silent node",
+            &counters.ended,
+        ),
+    ] {
+        page.counter(name, help, &[], counter.load(Relaxed));
     }
 }
 

@@ -15,6 +15,7 @@ pub mod map;
 pub mod member;
 pub mod placement;
 pub mod settings;
+pub mod status;
 pub mod store;
 pub mod task;
 pub mod view;

@@ -96,8 +96,24 @@ const edgeRow = (now, edge) => {
 
 const routeRow = (route) => el("tr", {}, cell(route.filter, "name"), cell(route.stream), cell(route.key ?? "topic"), cell(route.partition));
 
+// A shard is its number; with an arrow if it is handed over, and to whom.
+const nodeRow = (cluster, node) => {
+  const name = (id) => cluster.nodes.find((other) => other.id === id)?.name ?? id;
+  const shard = ({ shard, next }) => (next === null ? String(shard) : `${shard} → ${name(next)}`);
+  const shards = cluster.shards.filter((shard) => shard.owner === node.id).map(shard).join(", ");
+  const here = node.id === cluster.node ? `${node.name} (this node)` : node.name;
+  return el("tr", {}, cell(here, "name"), cell(node.standing, node.standing === "up" ? "" : "warn"), cell(shards || "none", shards ? "" : "soft"),
+    cell(node.addresses.kafka), cell(node.addresses.mqtt), cell(node.addresses.amqp));
+};
+
+const clusterRows = (cluster) => {
+  const rows = cluster.nodes.map((node) => nodeRow(cluster, node));
+  const nobody = cluster.shards.filter((shard) => shard.owner === null).map((shard) => shard.shard).join(", ");
+  return nobody ? [...rows, el("tr", {}, cell("nobody", "name"), cell("", "warn"), cell(nobody, "warn"))] : rows;
+};
+
 const refresh = async () => {
-  const [status, streams, edges, routes] = await Promise.all(["status", "streams", "edges", "routes"].map((name) => get(`/api/${name}`)));
+  const [status, streams, edges, routes, cluster] = await Promise.all(["status", "streams", "edges", "routes", "cluster"].map((name) => get(`/api/${name}`)));
   const now = { at: performance.now(), values: new Map() };
   const rows = streams.streams.map((stream) => streamRow(now, stream));
   const total = rows.reduce((sum, { value }) => (value === null ? sum : (sum ?? 0) + value), null);
@@ -107,6 +123,8 @@ const refresh = async () => {
   document.getElementById("no-edges").hidden = edges.edges.length > 0;
   const rest = { filter: "everything else", stream: routes.catch_all, partition: "edge" };
   document.getElementById("routes").replaceChildren(...[...routes.routes, rest].map(routeRow));
+  document.getElementById("cluster").hidden = !cluster.member;
+  document.getElementById("nodes").replaceChildren(...clusterRows(cluster));
   show("rate", rate(total));
   show("connected", `${edges.edges.filter((edge) => edge.connected).length} of ${edges.edges.length}`);
   show("stream-count", count(rows.length));
