@@ -28,6 +28,7 @@ impl World {
             (2 | 3, Some(id)) => {
                 let until = (self.now + long(self, 15_000)).min(FAULTS_MS);
                 self.say(format!("p{id} is paused until {until}"));
+                let until = until.max(self.processes[id].paused_until);
                 self.processes[id].paused_until = until;
                 self.at(until, Happening::Wake(id));
             }
@@ -68,10 +69,15 @@ impl World {
         self.say("no more faults".to_owned());
         self.faulty = false;
         for slot in 0..self.slots {
-            let lives = |p: &super::Process| p.alive && p.slot == slot && !p.draining;
-            if !self.processes.iter().any(lives) {
-                self.at(self.now + 1_500, Happening::Start(slot));
-            }
+            self.start_again(slot);
+        }
+    }
+
+    /// As a supervisor would, once the faults are over.
+    pub(super) fn start_again(&mut self, slot: usize) {
+        let lives = |p: &super::Process| p.alive && p.slot == slot && !p.draining;
+        if !self.faulty && !self.processes.iter().any(lives) {
+            self.at(self.now + 1_500, Happening::Start(slot));
         }
     }
 }

@@ -252,6 +252,7 @@ impl World {
         process.kill();
         let (slot, end) = (process.slot, format!("{end:?}"));
         self.say(format!("p{id} (n{slot}) ends: {end}"));
+        self.start_again(slot);
     }
 
     /// The engine's fence: whoever opens a shard later has it.
@@ -261,8 +262,8 @@ impl World {
             return;
         }
         if process.is_paused(self.now) {
-            // It was about to open it when it fell asleep.
-            let wakes = process.paused_until;
+            // It was about to open it when it fell asleep, and is not done with that when it wakes.
+            let wakes = process.paused_until + self.random.below(500) as u64;
             return self.at(wakes, Happening::Open(id, shard));
         }
         if self.faulty && self.random.percent(5) {

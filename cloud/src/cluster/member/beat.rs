@@ -112,7 +112,9 @@ impl Member {
         self.own.last = number;
         self.own.due = now.max(first + self.settings.heartbeat_ms);
         self.lease = first + self.settings.lease_ms;
-        self.actions.push(Action::Lease(self.lease));
+        if !self.unsettled {
+            self.actions.push(Action::Lease(self.lease));
+        }
         if number > 2 {
             let beats = vec![(self.own.life.clone(), number - 2)];
             self.ask(Ask::Remove { maps: Vec::new(), beats });
@@ -125,7 +127,17 @@ impl Member {
         self.own = Line::new(&self.own.name, self.own.random, self.own.lives + 1);
         self.lease = 0;
         self.actions.push(Action::Lease(0));
+        self.unsettled = true;
         self.judge.doubt();
+    }
+
+    /// A shard that the life before was opening would be served under this life's lease, whoever owns it by now. So there is
+    /// none until all of that is gone.
+    pub(super) fn settle(&mut self) {
+        if self.unsettled && self.is_empty() {
+            self.unsettled = false;
+            self.actions.push(Action::Lease(self.lease));
+        }
     }
 
     /// Whether this life's lease lasts.

@@ -35,7 +35,7 @@ impl Member {
         let mut taking = self.holds.iter().filter(|hold| **hold == Hold::Taking).count();
         for at in 0..self.holds.len() {
             let shard = ShardId(at as u16);
-            let mine = self.is_mine(shard);
+            let mine = self.is_mine(shard) && !self.unsettled;
             let sure = self.is_sure(now);
             let looked = self.looked;
             let Some(hold) = self.holds.get_mut(at) else { continue };

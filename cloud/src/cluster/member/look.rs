@@ -137,15 +137,14 @@ impl Member {
         let last = beats.get(&life).and_then(|all| all.last().copied()).unwrap_or(0);
         match &self.watched {
             Some((watched, first)) if *watched == life => {
-                if last > *first {
-                    // A heartbeat, or an end.
+                // One may have been under way when its process died; not two.
+                if last > *first + 1 {
                     return self.ask(Ask::ReadBeat(life, last));
                 }
-                let still = self.judge.silence(&life).map_or(0, |(still, _)| still);
+                let (still, last) = self.judge.silence(&life).unwrap_or((0, last));
                 // A tenth more, for clocks that do not agree how long a second is.
                 if still.saturating_mul(10) >= self.settings.lease_ms.saturating_mul(11) {
-                    let first = *first;
-                    self.end_line(&life, first + 1);
+                    self.end_line(&life, last + 1);
                 }
             }
             _ => self.watched = Some((life, last)),

@@ -212,6 +212,8 @@ pub struct Member {
     write_at: Ms,
     random: u64,
     holds: Vec<hold::Hold>,
+    /// Something of a life before is still open or being opened: nothing is served until it is gone.
+    unsettled: bool,
     /// Versions that were seen to be old, and when.
     old: VecDeque<(u64, Ms)>,
     removing: bool,
@@ -243,6 +245,7 @@ impl Member {
             writing: false,
             write_at: 0,
             holds,
+            unsettled: false,
             old: VecDeque::new(),
             removing: false,
             actions: Vec::new(),
@@ -269,6 +272,7 @@ impl Member {
             self.list(now);
             self.propose(now);
             self.hold(now);
+            self.settle();
             self.finish();
         }
         std::mem::take(&mut self.actions)
