@@ -18,6 +18,8 @@ use tributary_shared::{
     record::{BatchBuilder, Compression, Header, Record},
 };
 
+mod moves;
+
 use super::{Head, Settings};
 use crate::{
     cluster::{Addresses, Cluster},

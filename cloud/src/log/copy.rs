@@ -15,7 +15,6 @@ use tracing::info;
 use super::{
     LogError, PartitionId, Stream, StreamChange, StreamConfig, StreamId,
     catalog::{Changing, Entry, METADATA},
-    decide::Change,
     inner::Inner,
     keys,
     partition::Partition,
@@ -129,7 +128,7 @@ impl Inner {
         };
         for (shard, partitions) in unknown {
             // If it is not here, or goes: whoever opens it finds them.
-            if let Err(error) = self.change(shard, Change::Know { partitions }).await {
+            if let Err(error) = self.know(shard, partitions).await {
                 tracing::debug!(shard = shard.0, %error, "the ends of new partitions are not here");
             }
         }
@@ -189,13 +188,11 @@ impl Inner {
                 versions.changed().await.map_err(|_| LogError::Closed)?;
             }
         };
-        match tokio::time::timeout(HEARD_WITHIN, seen).await {
-            Ok(seen) => seen,
-            Err(_) => {
-                info!(?change, "a change of the streams was made and is not heard of here yet");
-                Err(LogError::NotOwner)
-            }
+        if let Ok(seen) = tokio::time::timeout(HEARD_WITHIN, seen).await {
+            return seen;
         }
+        info!(?change, "a change of the streams was made and is not heard of here yet");
+        Err(LogError::NotOwner)
     }
 
     /// Only here.

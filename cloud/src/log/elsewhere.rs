@@ -8,9 +8,48 @@ use std::sync::{Arc, PoisonError};
 use tributary_shared::record::Batch;
 
 use super::{
-    Far, Heard, LogError, Offset, PartitionId, StreamList, Watermarks, inner::Inner,
-    partition::Partition, read::check_range,
+    Far, Heard, Log, LogError, Offset, PartitionId, StreamChange, StreamList, Watermarks,
+    inner::Inner, partition::Partition, read::check_range,
 };
+
+/// Copies of what other nodes own.
+impl Log {
+    /// All streams as known here; `None`: nothing is known yet. At the owner of shard 0 they are what there is.
+    pub fn catalog(&self) -> Option<StreamList> {
+        self.inner.stream_list()
+    }
+
+    /// Waits until more is known of the streams than version `after`, and returns it.
+    pub async fn catalog_changed(&self, after: Option<u64>) -> Result<StreamList, LogError> {
+        self.inner.newer_list(after).await
+    }
+
+    /// Takes over what the owner of shard 0 said; older than what is known: nothing.
+    pub async fn learn(&self, list: StreamList) {
+        self.inner.learn(list).await;
+    }
+
+    /// A change of the streams for another node; only the owner of shard 0 does it, all others answer [`LogError::NotOwner`].
+    pub async fn change_here(&self, change: StreamChange) -> Result<(), LogError> {
+        self.inner.apply(change).await.map(drop)
+    }
+
+    /// Partitions of shards that are not here, each with the end that was last heard of (`None`: nothing yet).
+    pub fn elsewhere(&self) -> Vec<(Far, Option<Offset>)> {
+        self.inner.elsewhere()
+    }
+
+    /// What the owner of a partition said of it: moves the end known here and wakes followers. Of a partition that is here:
+    /// nothing.
+    pub fn heard(&self, partition: PartitionId, heard: Heard) {
+        self.inner.heard(partition, heard);
+    }
+
+    /// Whether somebody follows: then the ends of partitions elsewhere are to be heard of.
+    pub fn is_followed(&self) -> bool {
+        self.inner.shared.followers.has_any()
+    }
+}
 
 impl Inner {
     pub(super) async fn newer_list(&self, after: Option<u64>) -> Result<StreamList, LogError> {

@@ -239,6 +239,28 @@ impl Inner {
         if only_in.is_some_and(|only| only != opening) {
             return Err(LogError::NotOwner);
         }
+        self.queue(handle, opening, change, bytes).await
+    }
+
+    /// Brings the ends of partitions to readers. Not a matter of the lease: they belong to the opening.
+    pub(super) async fn know(
+        &self,
+        shard: ShardId,
+        partitions: Vec<Arc<Partition>>,
+    ) -> Result<(), LogError> {
+        let handle = self.handle(shard)?;
+        let (_, opening) = handle.slot.open()?;
+        let pending = self.queue(handle, opening, Change::Know { partitions }, 0).await?;
+        pending.await.map_err(|_| LogError::Closed)?.map(drop)
+    }
+
+    async fn queue(
+        &self,
+        handle: &ShardHandle,
+        opening: Opening,
+        change: Change,
+        bytes: usize,
+    ) -> Result<Pending, LogError> {
         let permits = u32::try_from(bytes.div_ceil(ROOM_UNIT)).unwrap_or(u32::MAX);
         let room = match permits.min(handle.room_permits) {
             0 => None,

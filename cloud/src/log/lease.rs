@@ -49,7 +49,7 @@ impl Lease {
         };
         tokio::select! {
             moved = moves.changed() => if moved.is_err() {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             },
             () = over => {}
         }

@@ -26,7 +26,7 @@ pub mod lease;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
-mod nodes_tests;
+pub(crate) mod nodes_tests;
 mod owner;
 mod ownership;
 mod partition;
@@ -186,94 +186,6 @@ impl Log {
     /// Limits and defaults.
     pub fn settings(&self) -> &Settings {
         &self.inner.settings
-    }
-
-    // ---- which shards are here ----
-
-    /// A log of one of several nodes; it owns nothing yet. What is elsewhere it asks of `remote`. When `lease` is over, nothing is
-    /// read or taken here.
-    pub fn join(
-        engine: Arc<dyn Engine>,
-        settings: Settings,
-        remote: Arc<dyn Remote>,
-        lease: Lease,
-    ) -> Self {
-        Self { inner: inner::start(engine, settings, lease, Some(remote)) }
-    }
-
-    /// Opens a shard, fencing whoever had it, and serves it from now on. Nothing if it is open.
-    pub async fn take(&self, shard: ShardId) -> Result<(), LogError> {
-        self.inner.take(shard).await
-    }
-
-    /// Gives a shard up: nothing new is taken, what was submitted is made durable and answered. Then another may open it.
-    pub async fn release(&self, shard: ShardId) -> Result<(), LogError> {
-        self.inner.release(shard).await
-    }
-
-    /// Waits for the next shard that was lost: another process took it over, or its store failed. Each is told once; calls for
-    /// it answer [`LogError::NotOwner`]. A single node should end; in a cluster [`Log::take`] brings it back if it is still
-    /// this node's.
-    pub async fn lost(&self) -> ShardId {
-        self.inner.shared.lost.next().await
-    }
-
-    /// Whether a shard is served here now: open, and the lease not over.
-    pub fn is_here(&self, shard: ShardId) -> bool {
-        self.opening(shard).is_some()
-    }
-
-    /// [`Log::is_here`], and which opening it is: state kept in memory is of one opening.
-    pub fn opening(&self, shard: ShardId) -> Option<Opening> {
-        self.inner.opening(shard)
-    }
-
-    /// Waits until a shard is served here.
-    pub async fn here(&self, shard: ShardId) -> Result<Opening, LogError> {
-        self.inner.here(shard).await
-    }
-
-    /// Returns when a shard is not served here by `opening` any more.
-    pub async fn gone(&self, shard: ShardId, opening: Opening) {
-        self.inner.gone(shard, opening).await;
-    }
-
-    // ---- copies of what other nodes own ----
-
-    /// All streams as known here; `None`: nothing is known yet. At the owner of shard 0 they are what there is.
-    pub fn catalog(&self) -> Option<StreamList> {
-        self.inner.stream_list()
-    }
-
-    /// Waits until more is known of the streams than version `after`, and returns it.
-    pub async fn catalog_changed(&self, after: Option<u64>) -> Result<StreamList, LogError> {
-        self.inner.newer_list(after).await
-    }
-
-    /// Takes over what the owner of shard 0 said; older than what is known: nothing.
-    pub async fn learn(&self, list: StreamList) {
-        self.inner.learn(list).await;
-    }
-
-    /// A change of the streams for another node; only the owner of shard 0 does it, all others answer [`LogError::NotOwner`].
-    pub async fn change_here(&self, change: StreamChange) -> Result<(), LogError> {
-        self.inner.apply(change).await.map(drop)
-    }
-
-    /// Partitions of shards that are not here, each with the end that was last heard of (`None`: nothing yet).
-    pub fn elsewhere(&self) -> Vec<(Far, Option<Offset>)> {
-        self.inner.elsewhere()
-    }
-
-    /// What the owner of a partition said of it: moves the end known here and wakes followers. Of a partition that is here:
-    /// nothing.
-    pub fn heard(&self, partition: PartitionId, heard: Heard) {
-        self.inner.heard(partition, heard);
-    }
-
-    /// Whether somebody follows: then the ends of partitions elsewhere are to be heard of.
-    pub fn is_followed(&self) -> bool {
-        self.inner.shared.followers.has_any()
     }
 
     // ---- streams ----

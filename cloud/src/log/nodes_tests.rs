@@ -71,7 +71,7 @@ fn link(from: &Log, to: &Log) {
 }
 
 /// Logs of one cluster, each with its lease, that own nothing.
-pub(super) fn nodes(engines: Vec<Arc<dyn Engine>>, settings: &Settings) -> Vec<(Log, Lease)> {
+pub(crate) fn nodes(engines: Vec<Arc<dyn Engine>>, settings: &Settings) -> Vec<(Log, Lease)> {
     let direct = Arc::new(Direct::default());
     let nodes: Vec<_> = engines
         .into_iter()
@@ -91,7 +91,7 @@ pub(super) fn nodes(engines: Vec<Arc<dyn Engine>>, settings: &Settings) -> Vec<(
     nodes
 }
 
-fn in_memory(count: usize, shards: u16) -> Vec<Arc<dyn Engine>> {
+pub(crate) fn in_memory(count: usize, shards: u16) -> Vec<Arc<dyn Engine>> {
     let engine = MemoryEngine::new(shards);
     (0..count).map(|_| Arc::new(engine.clone()) as Arc<dyn Engine>).collect()
 }
@@ -289,6 +289,17 @@ async fn a_node_whose_lease_is_over_serves_nothing_until_it_moves() {
     tokio::task::yield_now().await;
     lease.extend(Instant::now() + Duration::from_secs(3));
     assert_eq!(waits.await.unwrap().unwrap(), opening, "nobody else has had it");
+    // What is learnt while it is over is served afterwards.
+    let list = a.catalog().unwrap();
+    let direct = Arc::new(Direct::default());
+    let late = Lease::over();
+    late.extend(Instant::now() + Duration::from_secs(1));
+    let b = Log::join(Arc::new(MemoryEngine::new(2)), Settings::default(), direct, late.clone());
+    b.take(ONE).await.unwrap();
+    late.extend(Instant::now());
+    b.learn(list).await;
+    late.extend(Instant::now() + Duration::from_secs(3));
+    assert_eq!(b.watermarks(p).unwrap().high, 0);
     assert_eq!(append(a, p, "2").await.unwrap(), 1);
 }
 

@@ -8,8 +8,65 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::{Lease, LogError, Opening, catalog::METADATA, inner::Inner, keys, owner::Order};
-use crate::engine::{ShardId, Write};
+use super::{
+    Lease, Log, LogError, Opening, Remote, Settings,
+    catalog::METADATA,
+    inner::{self, Inner},
+    keys,
+    owner::Order,
+};
+use crate::engine::{Engine, ShardId, Write};
+
+/// Which shards are here.
+impl Log {
+    /// A log of one of several nodes; it owns nothing yet. What is elsewhere it asks of `remote`. When `lease` is over, nothing is
+    /// read or taken here.
+    pub fn join(
+        engine: Arc<dyn Engine>,
+        settings: Settings,
+        remote: Arc<dyn Remote>,
+        lease: Lease,
+    ) -> Self {
+        Self { inner: inner::start(engine, settings, lease, Some(remote)) }
+    }
+
+    /// Opens a shard, fencing whoever had it, and serves it from now on. Nothing if it is open.
+    pub async fn take(&self, shard: ShardId) -> Result<(), LogError> {
+        self.inner.take(shard).await
+    }
+
+    /// Gives a shard up: nothing new is taken, what was submitted is made durable and answered. Then another may open it.
+    pub async fn release(&self, shard: ShardId) -> Result<(), LogError> {
+        self.inner.release(shard).await
+    }
+
+    /// Waits for the next shard that was lost: another process took it over, or its store failed. Each is told once; calls for
+    /// it answer [`LogError::NotOwner`]. A single node should end; in a cluster [`Log::take`] brings it back if it is still
+    /// this node's.
+    pub async fn lost(&self) -> ShardId {
+        self.inner.shared.lost.next().await
+    }
+
+    /// Whether a shard is served here now: open, and the lease not over.
+    pub fn is_here(&self, shard: ShardId) -> bool {
+        self.opening(shard).is_some()
+    }
+
+    /// [`Log::is_here`], and which opening it is: state kept in memory is of one opening.
+    pub fn opening(&self, shard: ShardId) -> Option<Opening> {
+        self.inner.opening(shard)
+    }
+
+    /// Waits until a shard is served here.
+    pub async fn here(&self, shard: ShardId) -> Result<Opening, LogError> {
+        self.inner.here(shard).await
+    }
+
+    /// Returns when a shard is not served here by `opening` any more.
+    pub async fn gone(&self, shard: ShardId, opening: Opening) {
+        self.inner.gone(shard, opening).await;
+    }
+}
 
 impl Inner {
     pub(super) async fn take(self: &Arc<Self>, shard: ShardId) -> Result<(), LogError> {

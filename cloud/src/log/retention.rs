@@ -85,10 +85,9 @@ impl Inner {
                     continue;
                 }
                 match self.retain(&entry, partition, now_ms).await {
-                    Ok(()) => {}
                     // Deleted meanwhile; or its shard went, and retention is its new owner's.
                     Err(_) if partition.marks().gone => {}
-                    Err(LogError::NotOwner) => {}
+                    Ok(()) | Err(LogError::NotOwner) => {}
                     Err(error) => return Err(error),
                 }
             }

@@ -75,11 +75,11 @@ impl Slot {
 
     /// What a reader's error means: an opening that is over is closed or fenced, by us or by another.
     pub(super) fn explain(&self, error: EngineError) -> LogError {
-        match error {
+        match &error {
             EngineError::Fenced(_) | EngineError::Closed => {
                 self.open().err().unwrap_or_else(reopened)
             }
-            other => LogError::Engine(other),
+            EngineError::Store(_) => LogError::Engine(error),
         }
     }
 

@@ -31,6 +31,15 @@ pub struct Turn {
     pub batches: Vec<Batch>,
 }
 
+/// What a read means.
+enum Judged {
+    Turn(Turn),
+    /// Nothing now; whatever there is to do about it is done.
+    Later,
+    /// The log is closed.
+    Closed,
+}
+
 type Read = (PartitionId, Offset, Result<Vec<Batch>, LogError>);
 
 /// See the module.
@@ -92,8 +101,10 @@ impl Turns {
         loop {
             while let Some(Some(read)) = self.far.next().now_or_never() {
                 self.landed(read.0);
-                if let Some(turn) = self.judge(read)? {
-                    return Some(turn);
+                match self.judge(read) {
+                    Judged::Turn(turn) => return Some(turn),
+                    Judged::Later => {}
+                    Judged::Closed => return None,
                 }
             }
             let Some(partition) = self.ready.front().copied() else {
@@ -108,8 +119,10 @@ impl Turns {
             }
             let read = self.log.read(partition, from, self.read_bytes).await;
             self.rest(partition);
-            if let Some(turn) = self.judge((partition, from, read))? {
-                return Some(turn);
+            match self.judge((partition, from, read)) {
+                Judged::Turn(turn) => return Some(turn),
+                Judged::Later => {}
+                Judged::Closed => return None,
             }
         }
     }
@@ -156,8 +169,8 @@ impl Turns {
     }
 
     fn read_far(&mut self, partition: PartitionId, from: Offset) {
-        if self.flying.contains_key(&partition) {
-            self.flying.insert(partition, true);
+        if let Some(moved) = self.flying.get_mut(&partition) {
+            *moved = true;
             return;
         }
         if self.far.len() >= FAR_READS {
@@ -184,14 +197,13 @@ impl Turns {
         }
     }
 
-    /// What a read means. `None`: the log is closed.
-    fn judge(&mut self, (partition, from, read): Read) -> Option<Option<Turn>> {
+    fn judge(&mut self, (partition, from, read): Read) -> Judged {
         match read {
             Ok(batches) if batches.is_empty() => {}
             Ok(batches) => {
                 // There may be more: it gets another turn.
                 self.queue(partition);
-                return Some(Some(Turn { partition, from, batches }));
+                return Judged::Turn(Turn { partition, from, batches });
             }
             // Retention was faster, or the cursor is from a store that lost its end.
             Err(LogError::OffsetOutOfRange { asked, start, high }) => {
@@ -202,7 +214,7 @@ impl Turns {
             Err(LogError::StreamNotFound(_) | LogError::PartitionNotFound(..)) => {
                 self.cursors.remove(&partition);
             }
-            Err(LogError::Closed) => return None,
+            Err(LogError::Closed) => return Judged::Closed,
             Err(error) => {
                 if matches!(error, LogError::NotOwner) {
                     debug!(partition = partition.0, "nobody can be asked for a partition now");
@@ -215,6 +227,6 @@ impl Turns {
                 self.failed.push(partition);
             }
         }
-        Some(None)
+        Judged::Later
     }
 }

@@ -20,6 +20,7 @@ use tributary_shared::{
 };
 
 mod down;
+mod moves;
 
 use super::*;
 use crate::{
@@ -38,7 +39,10 @@ struct Cloud {
 
 impl Cloud {
     async fn start(engine: &MemoryEngine) -> Self {
-        let log = Log::open(Arc::new(engine.clone()), log::Settings::default()).await.unwrap();
+        Self::on(Log::open(Arc::new(engine.clone()), log::Settings::default()).await.unwrap())
+    }
+
+    fn on(log: Log) -> Self {
         let stop = CancellationToken::new();
         let gate = Gate::new(net::Settings::default());
         let routing = Routing::new(Routes::default());
