@@ -39,6 +39,7 @@ async fn status(State(shown): State<Shown>) -> Json<Value> {
         "uptime_s": shown.status.uptime_s(),
         "shards": shown.log.shards(),
         "streams": shown.log.streams().len(),
+        "store": shown.log.usage(),
     }))
 }
 

@@ -16,6 +16,7 @@ pub(super) fn publish(shown: &Shown) {
         streams(&of, page);
         edges(&of, page);
         cluster(&of, page);
+        storage(&of, page);
         page.counter(
             "tributary_routes_redirected_total",
             "Messages sent to the catch-all stream because there are too many streams",
@@ -76,6 +77,32 @@ fn cluster(shown: &Shown, page: &mut Page) {
         ),
     ] {
         page.counter(name, help, &[], counter.load(Relaxed));
+    }
+}
+
+fn storage(shown: &Shown, page: &mut Page) {
+    for used in shown.log.usage() {
+        let shard = used.shard.0.to_string();
+        let kinds = [
+            ("put", used.puts),
+            ("get", used.gets),
+            ("list", used.lists),
+            ("delete", used.deletes),
+        ];
+        for (kind, requests) in kinds {
+            page.counter(
+                "tributary_store_requests_total",
+                "Requests to the store by this process",
+                &[("shard", &shard), ("kind", kind)],
+                requests,
+            );
+        }
+        page.gauge(
+            "tributary_store_cents_a_month",
+            "What a month of requests at this process's rate comes to",
+            &[("shard", &shard)],
+            used.cents_a_month,
+        );
     }
 }
 

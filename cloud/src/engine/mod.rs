@@ -8,6 +8,9 @@ pub mod command;
 pub mod contract;
 pub mod memory;
 pub mod slate;
+mod usage;
+
+pub use usage::Usage;
 
 use std::{ops::Range, sync::Arc};
 
@@ -17,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use slatedb::object_store::{ObjectStore, path::Path};
 
 /// Number of a shard: 0 to `Engine::shards() - 1`. Shard 0 also holds the metadata.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct ShardId(pub u16);
 
 /// Keys of this kind (first byte) are many, large and only appended: their second byte parts them further.
@@ -72,6 +75,10 @@ pub trait Engine: Send + Sync + 'static {
     fn shards(&self) -> u16;
     /// Opens a shard for writing and fences every earlier opener. What can be read in a new opening is durable.
     async fn open(&self, shard: ShardId) -> Result<Arc<dyn Shard>, EngineError>;
+    /// What was asked of a store that charges for it, one entry a shard.
+    fn usage(&self) -> Vec<Usage> {
+        Vec::new()
+    }
 }
 
 /// One open shard. Writes take effect in call order; reads see every earlier write of this opening, durable or not
@@ -139,6 +146,10 @@ tributary_shared::settings! {
         pub l0_mib: u32 = 16,
         /// Memory for blocks and indexes read from the store, MiB, all shards together.
         pub block_cache_mib: u32 = 128,
+        /// What the store charges for 1,000,000 PUT or LIST requests, in cents; only for the cost that metrics project.
+        pub put_cents_per_million: u64 = 500,
+        /// What it charges for 1,000,000 GET or HEAD requests, in cents.
+        pub get_cents_per_million: u64 = 40,
         /// Endpoint of an S3-compatible server, such as `http://127.0.0.1:9000`; empty = as the AWS_* variables say.
         pub s3_endpoint: String = String::new(),
     }

@@ -63,7 +63,7 @@ pub use stream::{Stream, StreamConfig, StreamId};
 use tokio::sync::oneshot;
 use tributary_shared::record::Batch;
 
-use crate::engine::{Engine, ScanLimit, ShardId, Write};
+use crate::engine::{Engine, ScanLimit, ShardId, Usage, Write};
 
 /// Offset of a record in its partition.
 pub type Offset = i64;
@@ -246,6 +246,11 @@ impl Log {
     /// Shards there are.
     pub fn shards(&self) -> u16 {
         self.inner.engine.shards()
+    }
+
+    /// What was asked of the store, by shard.
+    pub fn usage(&self) -> Vec<Usage> {
+        self.inner.engine.usage()
     }
 
     /// The shard a partition lives in.

@@ -14,7 +14,7 @@ use slatedb::{
 use tokio_util::sync::CancellationToken;
 
 use super::{BLOCK, store, ticks::Ticks, tuning};
-use crate::engine::{EngineError, Settings, Sharing};
+use crate::engine::{EngineError, Settings, Sharing, usage::Counts};
 
 /// Before compaction is taken up again after an error, or after another compactor has taken it.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
@@ -36,7 +36,8 @@ pub async fn alone(
     let all = (0..shards).map(|shard| {
         let path = store.child(&format!("shard-{shard}"));
         let options = tuning::compactor(store.medium, settings);
-        run(Arc::clone(&store.objects), path, options, Arc::clone(&ticks), stop.clone())
+        let (ticks, counts) = (Arc::clone(&ticks), Arc::default());
+        run(Arc::clone(&store.objects), path, options, ticks, counts, stop.clone())
     });
     join_all(all).await;
     Ok(())
@@ -48,6 +49,7 @@ pub(super) async fn run(
     path: Path,
     options: CompactorOptions,
     ticks: Arc<Ticks>,
+    counts: Arc<Counts>,
     stop: CancellationToken,
 ) {
     while !stop.is_cancelled() {
@@ -55,6 +57,7 @@ pub(super) async fn run(
             .with_options(options.clone())
             .with_sst_block_size(BLOCK)
             .with_system_clock(Arc::clone(&ticks) as _)
+            .with_metrics_recorder(Arc::clone(&counts) as _)
             .build();
         let ended = tokio::select! {
             ended = compactor.run() => ended,

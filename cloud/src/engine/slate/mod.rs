@@ -41,7 +41,7 @@ use wal::Wal;
 
 use super::{
     CommitId, Compactor, Engine, EngineError, Place, ScanLimit, Settings, Shard, ShardId, Sharing,
-    Write, segment_len,
+    Usage, Write, segment_len, usage::Counts,
 };
 
 /// Scans of at most this many bytes leave their blocks in the cache: marks and state, not a consumer that catches up.
@@ -61,6 +61,8 @@ pub struct SlateEngine {
     cache: Arc<dyn DbCache>,
     lock: Option<Arc<File>>,
     ticks: Arc<Ticks>,
+    counts: Vec<Arc<Counts>>,
+    since: Instant,
     /// The last opening of each shard, to be stopped before the next.
     open: Mutex<Vec<Option<Db>>>,
 }
@@ -121,11 +123,17 @@ impl SlateEngine {
         let open = Mutex::new((0..shards).map(|_| None).collect());
         let settings = settings.clone();
         let (cache, ticks) = (Arc::new(cache), Arc::new(Ticks::start()));
-        Ok(Self { store, wal, settings, shards, cache, lock, ticks, open })
+        let counts = (0..shards).map(|_| Arc::default()).collect();
+        let since = Instant::now();
+        Ok(Self { store, wal, settings, shards, cache, lock, ticks, counts, since, open })
+    }
+
+    fn counts(&self, shard: ShardId) -> Arc<Counts> {
+        self.counts.get(usize::from(shard.0)).map(Arc::clone).unwrap_or_default()
     }
 
     /// Starts what an open shard needs beside its database; it ends with `stop`, and with the database.
-    fn attend(&self, path: Path, db: &Db) -> CancellationToken {
+    fn attend(&self, shard: ShardId, path: Path, db: &Db) -> CancellationToken {
         let stop = CancellationToken::new();
         let after = tuning::tables_after(self.store.medium, &self.settings);
         let bound = replay::bound(db.clone(), after);
@@ -140,7 +148,10 @@ impl SlateEngine {
         let objects = Arc::clone(&self.store.objects);
         let options = tuning::compactor(self.store.medium, &self.settings);
         let ticks = Arc::clone(&self.ticks);
-        tasks::spawn("compaction", compactor::run(objects, path, options, ticks, stop.clone()));
+        tasks::spawn(
+            "compaction",
+            compactor::run(objects, path, options, ticks, self.counts(shard), stop.clone()),
+        );
         stop
     }
 
@@ -166,6 +177,12 @@ impl Engine for SlateEngine {
         self.shards
     }
 
+    fn usage(&self) -> Vec<Usage> {
+        let since = self.since.elapsed();
+        let all = self.counts.iter().zip(0..);
+        all.map(|(counts, shard)| counts.usage(ShardId(shard), since, &self.settings)).collect()
+    }
+
     async fn open(&self, shard: ShardId) -> Result<Arc<dyn Shard>, EngineError> {
         if shard.0 >= self.shards {
             let text = format!("{} has no shard {}", self.store.url, shard.0);
@@ -178,6 +195,7 @@ impl Engine for SlateEngine {
             .with_sst_block_size(BLOCK)
             .with_system_clock(Arc::clone(&self.ticks) as _)
             .with_segment_extractor(Arc::new(BySegment))
+            .with_metrics_recorder(self.counts(shard))
             .with_db_cache(Arc::clone(&self.cache), u64::from(shard.0));
         if let Some(wal) = &self.wal {
             db = db.with_wal_object_store(Arc::clone(wal));
@@ -192,7 +210,7 @@ impl Engine for SlateEngine {
         let gap = tuning::flush_gap(self.store.medium, &self.settings);
         let on_demand = gap.map(|gap| (gap, tokio::sync::Mutex::new(Instant::now())));
         let written = AtomicU64::new(0);
-        let (stop, lock) = (self.attend(path, &db), self.lock.clone());
+        let (stop, lock) = (self.attend(shard, path, &db), self.lock.clone());
         Ok(Arc::new(SlateShard { id: shard, db, status, on_demand, written, stop, lock }))
     }
 }
