@@ -24,7 +24,8 @@ use crate::bridge::Message;
 /// Routing keys and MQTT topics begin so; queue and session are bound to all of them, and not to the Kafka topic.
 pub(super) const KEY: &str = "devices";
 const QUEUE: &str = "nemesis";
-const SOURCE: &str = "amqp a0";
+/// Its publisher.
+pub(super) const SOURCE: &str = "amqp a0";
 /// Published before their confirms are awaited, and how often.
 const GROUP: u64 = 4;
 const PACE: Duration = Duration::from_millis(30);

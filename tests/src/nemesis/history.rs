@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::Serialize;
 
-use crate::bridge::{Books, View};
+use crate::bridge::{Books, Message, View};
 
 /// Stream of all doors but Kafka's: the AMQP queue and the MQTT session get its records.
 pub(super) const STREAM: &str = "mqtt.messages";
@@ -236,6 +236,7 @@ impl History {
         let mut verdict = self.counted.clone();
         let (mut view, mut plain) = (View::default(), View::default());
         let mut first: HashMap<&[u8], String> = HashMap::new();
+        let mut order = Order::default();
         let mut examples = Vec::new();
         for ((topic, partition), of) in &self.log {
             for (offset, record) in of.records.iter().enumerate() {
@@ -250,6 +251,9 @@ impl History {
                 let at = format!("{topic}/{partition}@{offset}");
                 if let Some(before) = first.insert(record, at.clone()).filter(|_| once) {
                     examples.push(format!("{} lies at {before} and at {at}", text(record)));
+                } else if let Some(later) = order.behind(record).filter(|_| once) {
+                    verdict.disordered += 1;
+                    examples.push(format!("{} lies at {at}, behind {later:?}", text(record)));
                 }
             }
             let seen = of.records.iter().flatten().count() as i64;
@@ -265,7 +269,6 @@ impl History {
         verdict.lost += exact.lost + least.lost;
         verdict.strange += exact.strange + least.strange;
         verdict.doubled += exact.duplicated;
-        verdict.disordered += exact.disordered;
         let lost = ours.missing(&view).into_iter().chain(theirs.missing(&plain));
         examples.extend(lost.map(|message| format!("{message} was acknowledged and is lost")));
         examples.into_iter().for_each(|example| self.example(|| example));
@@ -295,6 +298,25 @@ impl History {
                 examples.push(format!("{} was given out and is not in the log", text(given)));
             }
         }
+    }
+}
+
+/// The newest message of each source. Across connections only devices of an edge keep their order: what another client had on the
+/// way when its connection was lost may be late, and come behind what it sent over the next.
+#[derive(Debug, Default)]
+struct Order {
+    newest: HashMap<(String, u32), (u32, u64)>,
+}
+
+impl Order {
+    /// The message that it should not be behind, if there is one: incarnation and seq.
+    fn behind(&mut self, record: &[u8]) -> Option<(u32, u64)> {
+        let Message { source, incarnation, seq } = Message::read(record)?;
+        let series = if source.starts_with("gw") { 0 } else { incarnation };
+        let newest = self.newest.entry((source, series)).or_insert((incarnation, seq));
+        let later = *newest;
+        *newest = later.max((incarnation, seq));
+        (later > (incarnation, seq)).then_some(later)
     }
 }
 

@@ -84,6 +84,20 @@ fn twice_and_out_of_order_count_where_the_door_promises_it() {
         see(history, "live", 4, &payload("gw1 d", 3));
         history.high(STREAM, 0, 5);
     };
+    // Late from an earlier connection: an edge's device never, others may.
+    let from_before = |source: &'static str| {
+        move |history: &mut History| {
+            history.books().begin(source);
+            history.books().sent(source, 1, 0);
+            history.books().sent(source, 0, 3);
+            let next = Message { source: source.to_owned(), incarnation: 1, seq: 0 }.payload(0);
+            see(history, "live", 3, next.as_bytes());
+            see(history, "live", 4, &payload(source, 3));
+            history.high(STREAM, 0, 5);
+        }
+    };
+    only(&broken("gw1 d", from_before("gw1 d")), Verdict { disordered: 1, ..Verdict::default() });
+    only(&broken("amqp a", from_before("amqp a")), Verdict::default());
     let disordered = Verdict { disordered: 1, ..Verdict::default() };
     assert_eq!(broken_without_example("gw1 d", late), disordered);
 }

@@ -94,6 +94,11 @@ impl ProducerContext for Deliveries {
     }
 }
 
+/// Of a producer of that name: one a partition.
+pub(super) fn lanes(name: &str) -> impl Iterator<Item = String> {
+    (0..PARTITIONS).map(move |partition| source(name, partition))
+}
+
 fn source(name: &str, partition: i32) -> String {
     format!("{name}p{partition}")
 }

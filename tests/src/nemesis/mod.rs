@@ -46,6 +46,8 @@ const QUIET_MS: u64 = 2_000;
 const RECOVERY: Duration = Duration::from_mins(1);
 /// How long the end may take to drain, and the last reading.
 const DRAIN: Duration = Duration::from_mins(1);
+/// Kafka producers, and whether they are idempotent.
+const KAFKA: [(&str, bool); 3] = [("kafka k0", true), ("kafka k1", true), ("plain k2", false)];
 /// Nothing comes any more when nothing came for so long.
 const STILL: Duration = Duration::from_secs(2);
 
@@ -144,8 +146,9 @@ impl Plan {
             if self.faults.is_empty() { Fault::possible(site) } else { self.faults.clone() };
         let run = &crowd.run;
         crowd.recovered(0)?;
+        let end = run.now_ms() + self.seconds * 1_000;
         let mut turn: Vec<Fault> = Vec::new();
-        while run.now_ms() < self.seconds * 1_000 {
+        while run.now_ms() < end {
             if turn.is_empty() {
                 turn.clone_from(&possible);
             }
@@ -212,7 +215,10 @@ impl Crowd {
             devices: Vec::new(),
         };
         crowd.start_readers(site);
-        for (name, exact) in [("kafka k0", true), ("kafka k1", true), ("plain k2", false)] {
+        let of_kafka = KAFKA.into_iter().flat_map(|(name, _)| kafka::lanes(name));
+        let others = [amqp::SOURCE, "mqtt q1", "mqtt q2"].map(str::to_owned);
+        of_kafka.chain(others).for_each(|lane| run.timeline().expect(lane));
+        for (name, exact) in KAFKA {
             let (run, brokers) = (run.clone(), crowd.brokers.clone());
             crowd
                 .producers

@@ -14,6 +14,11 @@ pub struct Timeline {
 }
 
 impl Timeline {
+    /// There is such a lane; until its first acknowledgement it is silent.
+    pub fn expect(&mut self, lane: String) {
+        self.lanes.entry(lane).or_default();
+    }
+
     /// An acknowledgement came; not earlier than any before it in its lane.
     pub fn acked(&mut self, lane: &str, at_ms: u64) {
         match self.lanes.get_mut(lane) {
@@ -69,6 +74,7 @@ mod tests {
     #[test]
     fn the_slowest_lane_says_how_long_nothing_was_written() {
         let mut timeline = Timeline::default();
+        timeline.expect("never".to_owned());
         (0..100).for_each(|at| timeline.acked("quick", at * 100));
         for at in [2_900, 7_000, 9_900] {
             timeline.acked("slow", at);
@@ -77,7 +83,7 @@ mod tests {
         assert_eq!(timeline.gap(3_000, 8_000), (4_000, "slow"));
         assert_eq!(timeline.gap(5_000, 8_000), (100, "quick"));
         assert_eq!(timeline.rate(0, 1_000), 11);
-        assert_eq!(timeline.silent_since(5_000), ["gone before"]);
+        assert_eq!(timeline.silent_since(5_000), ["gone before", "never"]);
         assert_eq!(spread((1..=200).collect()), [101, 199, 200]);
         assert_eq!(spread(Vec::new()), [0, 0, 0]);
     }
