@@ -186,8 +186,8 @@ def main():
     cluster = Cluster(folder)
     load = Load()
     try:
-        made = AdminClient({"bootstrap.servers": cluster.brokers}).create_topics([NewTopic(TOPIC, PARTITIONS, 1)])
-        made[TOPIC].result(30)
+        admin = AdminClient({"bootstrap.servers": cluster.brokers})
+        admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)])[TOPIC].result(30)
         readers = start(load, (consume, cluster.brokers), (consume_amqp, cluster.amqp.port))
         if not load.ready.wait(30):
             raise SystemExit(f"no queue: {load.notes} {load.errors}")
