@@ -47,6 +47,8 @@ use crate::{
 
 /// For the heads to say goodbye to their clients.
 const HEADS_STOP: Duration = Duration::from_millis(2_500);
+/// How long a member waits to hear of the streams before it says that it is ready.
+const STREAMS: Duration = Duration::from_secs(10);
 /// For the log to make durable what it has taken.
 const LOG_STOP: Duration = Duration::from_secs(2);
 
@@ -135,7 +137,9 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppErr
     routing.set(Routes::new(config.routes.clone())?, &log)?;
     let status = Status::default();
     let ready = ready_line(&listeners);
-    let heads_stop = stop.child_token();
+    // Not a child of `stop`: a member serves while it hands its shards over.
+    let heads_stop = CancellationToken::new();
+    let _when_returning = heads_stop.clone().drop_guard();
     let enrol = Enrol::open(log.clone(), config.enrol.clone()).await?;
     let membership = member.as_ref().map(|member| member.membership.clone());
     let stop_heads = heads_stop.clone();
@@ -150,10 +154,15 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppErr
         stop: stop_heads,
     };
     let mut heads = start(&parts, &config, listeners).await?;
+    // No client is to be told that what was not heard of yet is not there.
+    let knowing = timeout(STREAMS, parts.log.catalog_changed(None));
+    tokio::select! {
+        _ = knowing => {}
+        () = stop.cancelled() => {}
+    }
     status.set_ready(true);
     say(&ready);
     let outcome = tokio::select! {
-        // First: the heads stop by the same token, and that is no failure.
         biased;
         () = stop.cancelled() => Ok(()),
         failure = tasks::failed() => Err(AppError::Part(failure.to_string())),

@@ -94,6 +94,8 @@ async fn one(
                 code => code,
             })
         }
+        // What was not heard of yet may be there.
+        None if log.catalog().is_none() => Err(Code::LeaderNotAvailable),
         None => Err(Code::UnknownTopicOrPartition),
     };
     match found {
