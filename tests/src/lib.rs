@@ -11,6 +11,7 @@ pub mod checker;
 pub mod device;
 pub mod differential;
 pub mod kafka;
+pub mod kafka_clients;
 pub mod nemesis;
 pub mod outage;
 pub mod ownership;

@@ -54,8 +54,12 @@ func must(err error) {
 	}
 }
 
+func seeds(bootstrap string) kgo.Opt {
+	return kgo.SeedBrokers(strings.Split(bootstrap, ",")...)
+}
+
 func create(ctx context.Context, bootstrap, topic string) {
-	admin, err := kgo.NewClient(kgo.SeedBrokers(bootstrap))
+	admin, err := kgo.NewClient(seeds(bootstrap))
 	must(err)
 	defer admin.Close()
 	request := kmsg.NewCreateTopicsRequest()
@@ -75,7 +79,7 @@ func produce(ctx context.Context, bootstrap, topic, run string, count int) any {
 	var names []string
 	for _, c := range codecs {
 		names = append(names, c.name)
-		producer, err := kgo.NewClient(kgo.SeedBrokers(bootstrap), kgo.DefaultProduceTopic(topic),
+		producer, err := kgo.NewClient(seeds(bootstrap), kgo.DefaultProduceTopic(topic),
 			kgo.ProducerBatchCompression(c.codec), kgo.ProducerLinger(20*time.Millisecond))
 		must(err)
 		var records []*kgo.Record
@@ -112,7 +116,7 @@ func join(bootstrap, topic, group string) *member {
 			m.mu.Unlock()
 		}
 	}
-	c, err := kgo.NewClient(kgo.SeedBrokers(bootstrap), kgo.ConsumeTopics(topic), kgo.ConsumerGroup(group),
+	c, err := kgo.NewClient(seeds(bootstrap), kgo.ConsumeTopics(topic), kgo.ConsumerGroup(group),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.DisableAutoCommit(),
 		kgo.BlockRebalanceOnPoll(), kgo.HeartbeatInterval(500*time.Millisecond),
 		kgo.OnPartitionsAssigned(count(1)), kgo.OnPartitionsRevoked(count(-1)))

@@ -110,7 +110,7 @@ const resume = async (kafka, topic, group, expected) => {
 const main = async () => {
   const [step, bootstrap, topic, which, count] = process.argv.slice(2)
   await zstd.init()
-  const kafka = new Kafka({ clientId: CLIENT, brokers: [bootstrap], logLevel: logLevel.ERROR })
+  const kafka = new Kafka({ clientId: CLIENT, brokers: bootstrap.split(','), logLevel: logLevel.ERROR })
   const steps = { produce, consume, resume }
   console.log(JSON.stringify(await steps[step](kafka, topic, which, Number(count))))
 }

@@ -1,10 +1,11 @@
 """kafka-python, which speaks the protocol itself; see ../README.md."""
 
 import sys
+import time
 
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import NewTopic
-from kafka.errors import TopicAlreadyExistsError
+from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 import scenario
 
@@ -12,10 +13,22 @@ CLIENT = "kafka-python"
 CODECS = [None, "gzip", "snappy", "lz4", "zstd"]
 
 
+def again(call):
+    """Repeats what this client does not repeat by itself: calls that met a node that was gone."""
+    until = time.monotonic() + scenario.PATIENCE_S / 2
+    while True:
+        try:
+            return call()
+        except KafkaError as error:
+            if not error.retriable or time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+
+
 def create(bootstrap, topic):
-    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    admin = again(lambda: KafkaAdminClient(bootstrap_servers=bootstrap))
     try:
-        admin.create_topics([NewTopic(topic, 4, 1)])
+        again(lambda: admin.create_topics([NewTopic(topic, 4, 1)]))
     except TopicAlreadyExistsError:
         pass
     finally:
@@ -25,12 +38,8 @@ def create(bootstrap, topic):
 def produce(bootstrap, topic, run, count):
     create(bootstrap, topic)
     for codec in CODECS:
-        producer = KafkaProducer(
-            bootstrap_servers=bootstrap,
-            enable_idempotence=True,
-            compression_type=codec,
-            linger_ms=20,
-        )
+        settings = {"compression_type": codec, "enable_idempotence": True, "linger_ms": 20}
+        producer = again(lambda: KafkaProducer(bootstrap_servers=bootstrap, **settings))
         sent = [
             producer.send(
                 topic,
@@ -49,11 +58,9 @@ def produce(bootstrap, topic, run, count):
 class Member(ConsumerRebalanceListener):
     def __init__(self, bootstrap, topic, group):
         self.partitions = 0
-        self.consumer = KafkaConsumer(
-            bootstrap_servers=bootstrap,
-            group_id=group,
-            auto_offset_reset="earliest",
-            enable_auto_commit=False,
+        settings = {"auto_offset_reset": "earliest", "enable_auto_commit": False}
+        self.consumer = again(
+            lambda: KafkaConsumer(bootstrap_servers=bootstrap, group_id=group, **settings)
         )
         self.consumer.subscribe([topic], listener=self)
 
@@ -74,12 +81,12 @@ class Member(ConsumerRebalanceListener):
         return found
 
     def at_end(self):
-        ends = self.consumer.end_offsets(list(self.consumer.assignment()))
+        ends = again(lambda: self.consumer.end_offsets(list(self.consumer.assignment())))
         return all(self.consumer.position(partition) >= end for partition, end in ends.items())
 
     def commit(self):
         if self.consumer.assignment():
-            self.consumer.commit()
+            again(self.consumer.commit)
 
     def close(self):
         self.consumer.close(autocommit=False)
