@@ -96,6 +96,11 @@ pub async fn serve(
                     count(&peers.counters.taken);
                     serving.await;
                 }
+                // A node that gave up, as each does when the map changes.
+                Err(Refused::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    count(&peers.counters.refused);
+                    tracing::debug!(%address, "another node gave up before it was let in");
+                }
                 Err(refused) => {
                     count(&peers.counters.refused);
                     tracing::warn!(%address, %refused, "refused on listen.peer: not let in as another node");
