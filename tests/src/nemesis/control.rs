@@ -51,6 +51,8 @@ impl Lie {
         site.nodes[0].store.heal();
         std::thread::sleep(Duration::from_secs(2));
         (0..site.nodes.len()).for_each(|node| site.nodes[node].cloud.process.kill());
+        // A node does not start on a store that it finds without conditional writes.
+        site.heal();
         Ok(())
     }
 }
