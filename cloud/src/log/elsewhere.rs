@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 use tributary_shared::record::Batch;
 
 use super::{
-    Far, Heard, Log, LogError, Offset, PartitionId, StreamChange, StreamList, Watermarks,
+    Far, Heard, Log, LogError, Offset, PartitionId, Remote, StreamChange, StreamList, Watermarks,
     inner::Inner, partition::Partition, read::check_range,
 };
 
@@ -77,25 +77,60 @@ impl Inner {
             return self.read(id, from, max_bytes).await;
         };
         let partition = self.partition(id)?;
-        let marks = partition.marks();
-        if partition.is_heard() {
-            if from == marks.high {
-                return Ok(Vec::new());
-            }
-            if from >= marks.start
-                && let Some(batches) = partition.cached(from, marks.high, max_bytes)
-            {
-                return Ok(batches);
-            }
+        if partition.is_heard() && from == partition.marks().high {
+            return Ok(Vec::new());
         }
-        let heard = remote.read(&self.far(&partition)?, from, max_bytes).await?;
+        self.read_far(remote.as_ref(), &partition, from, max_bytes).await
+    }
+
+    /// From memory, or else what the owner answers now.
+    async fn read_far(
+        &self,
+        remote: &dyn Remote,
+        partition: &Partition,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<Vec<Batch>, LogError> {
+        let marks = partition.marks();
+        if partition.is_heard()
+            && from >= marks.start
+            && let Some(batches) = partition.cached(from, marks.high, max_bytes)
+        {
+            return Ok(batches);
+        }
+        let heard = remote.read(&self.far(partition)?, from, max_bytes).await?;
         let batches = heard.batches.clone();
         // Kept apart from what comes in order: a read of old records is no news.
-        self.heard(id, Heard { batches: Vec::new(), ..heard });
+        self.heard(partition.id, Heard { batches: Vec::new(), ..heard });
         if batches.is_empty() {
             check_range(from, partition.marks())?;
         }
         Ok(batches)
+    }
+
+    pub(super) async fn read_known(
+        &self,
+        id: PartitionId,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<Option<Vec<Batch>>, LogError> {
+        // Whoever committed it had heard more of the streams than this copy, perhaps.
+        let unheard_of = self.remote.is_some() && !self.catalog.is_deleted(id.stream());
+        let read = match (self.served(id), self.remote.as_ref()) {
+            (Err(LogError::NotOwner), Some(remote)) => {
+                self.read_far(remote.as_ref(), &*self.partition(id)?, from, max_bytes).await
+            }
+            _ => self.read(id, from, max_bytes).await,
+        };
+        match read {
+            Ok(batches) => Ok(Some(batches).filter(|batches| !batches.is_empty())),
+            Err(LogError::OffsetOutOfRange { .. }) => Ok(None),
+            Err(LogError::StreamNotFound(_) | LogError::PartitionNotFound(..)) if unheard_of => {
+                Err(LogError::NotOwner)
+            }
+            Err(LogError::StreamNotFound(_) | LogError::PartitionNotFound(..)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     pub(super) fn watermarks_anywhere(&self, id: PartitionId) -> Result<Watermarks, LogError> {

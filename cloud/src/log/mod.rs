@@ -324,6 +324,23 @@ impl Log {
         self.inner.read_anywhere(partition, from, max_bytes).await
     }
 
+    /// [`Log::read_anywhere`] of a record that the caller knows to have been committed, so that an end which is old news counts for
+    /// nothing. `None`: it is gone for good, by retention or with its stream. What passes by itself, because this node has not
+    /// heard of the stream or reaches no owner, is [`LogError::NotOwner`].
+    pub async fn read_known(
+        &self,
+        partition: PartitionId,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<Option<Vec<Batch>>, LogError> {
+        self.inner.read_known(partition, from, max_bytes).await
+    }
+
+    /// Whether the stream was there once and is no more. One that this node has not heard of yet is not deleted.
+    pub fn is_deleted(&self, stream: StreamId) -> bool {
+        self.inner.catalog.is_deleted(stream)
+    }
+
     /// [`Log::watermarks`]; of a partition elsewhere as last heard. Nothing heard yet: [`LogError::NotOwner`].
     pub fn watermarks_anywhere(&self, partition: PartitionId) -> Result<Watermarks, LogError> {
         self.inner.watermarks_anywhere(partition)

@@ -396,3 +396,33 @@ async fn a_tail_follows_partitions_wherever_they_are_and_go() {
     append(a, far, "4").await.unwrap();
     assert_eq!(seen(far).await, ["4"]);
 }
+
+#[tokio::test]
+async fn a_committed_record_is_gone_only_when_its_owner_says_so() {
+    let direct = Arc::new(Direct::default());
+    let join = |engine| Log::join(engine, Settings::default(), direct.clone(), Lease::forever());
+    let logs: Vec<Log> = in_memory(2, 1).into_iter().map(join).collect();
+    direct.0.write().unwrap().clone_from(&logs);
+    let [owner, other] = &logs[..] else { panic!("two") };
+    owner.take(ZERO).await.unwrap();
+    let stream = owner.create_stream("s", Some(1), StreamConfig::default()).await.unwrap();
+    let partition = PartitionId::new(stream.id, 0);
+    append(owner, partition, "a").await.unwrap();
+    // A copy of the streams that lags behind is no proof.
+    assert!(is_elsewhere(other.read_known(partition, 0, 1).await));
+    assert!(!other.is_deleted(stream.id));
+    other.learn(owner.catalog().unwrap()).await;
+    let marks = owner.watermarks(partition).unwrap();
+    other.heard(partition, Heard { marks, batches: Vec::new() });
+    append(owner, partition, "b").await.unwrap();
+    // Neither is an end that was heard of before.
+    assert!(other.read_anywhere(partition, 1, 1).await.unwrap().is_empty());
+    let found = other.read_known(partition, 1, 1).await.unwrap();
+    assert_eq!(values(&found.unwrap()), ["b"]);
+    owner.trim(partition, 1).await.unwrap();
+    assert!(other.read_known(partition, 0, 1).await.unwrap().is_none());
+    owner.delete_stream("s").await.unwrap();
+    other.learn(owner.catalog().unwrap()).await;
+    assert!(other.is_deleted(stream.id));
+    assert!(other.read_known(partition, 1, 1).await.unwrap().is_none());
+}

@@ -126,19 +126,13 @@ impl Bodies<'_> {
             Body::Own(message) => return Ok(Some(Arc::from(message))),
             Body::Ref(MessageRef(partition, offset)) => (PartitionId(partition), offset as Offset),
         };
-        let Some(stream) = self.log.stream_by_id(partition.stream()) else { return Ok(None) };
         if self.kept(partition, offset).is_none() {
-            let batches = match self.read(partition, offset).await {
-                Ok(batches) => batches,
-                Err(LogError::OffsetOutOfRange { .. } | LogError::PartitionNotFound(..)) => {
-                    return Ok(None);
-                }
-                Err(error) => return Err(error),
-            };
+            let Some(batches) = self.read(partition, offset).await? else { return Ok(None) };
             let Some(batch) = batches.first() else { return Ok(None) };
             let Ok(records) = batch.records(UNPACKED_MAX) else { return Ok(None) };
             self.batches.insert(partition, (batch.header().base_offset, records));
         }
+        let Some(stream) = self.log.stream_by_id(partition.stream()) else { return Ok(None) };
         let record = self.kept(partition, offset);
         Ok(record.map(|record| {
             let place = Some(MessageRef(partition.0, offset.unsigned_abs()));
@@ -147,9 +141,13 @@ impl Bodies<'_> {
     }
 
     /// A record elsewhere is waited for: its owner may change just now. If the head's own shard goes, all of this is dropped.
-    async fn read(&self, partition: PartitionId, offset: Offset) -> Result<Vec<Batch>, LogError> {
+    async fn read(
+        &self,
+        partition: PartitionId,
+        offset: Offset,
+    ) -> Result<Option<Vec<Batch>>, LogError> {
         loop {
-            match self.log.read_anywhere(partition, offset, 1).await {
+            match self.log.read_known(partition, offset, 1).await {
                 Err(LogError::NotOwner) => tokio::time::sleep(AGAIN_AFTER).await,
                 read => return read,
             }

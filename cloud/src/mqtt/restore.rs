@@ -156,7 +156,8 @@ impl Reader<'_> {
             Ok(())
         })
         .await?;
-        cursors.retain(|partition, _| self.log.stream_by_id(partition.stream()).is_some());
+        // A stream that this node has not heard of yet keeps its place.
+        cursors.retain(|partition, _| !self.log.is_deleted(partition.stream()));
         Ok(Some(cursors))
     }
 }

@@ -97,15 +97,11 @@ impl Records<'_> {
     async fn get(&mut self, at: At) -> Result<Option<(Arc<str>, Record)>, LogError> {
         let known = self.batches.get(&at.partition).is_some_and(|read| read.batch(at).is_some());
         if !known {
-            let Some(stream) = self.log.stream_by_id(at.partition.stream()) else {
+            let read = self.log.read_known(at.partition, at.offset, READ_BYTES).await?;
+            let (Some(batches), Some(stream)) =
+                (read, self.log.stream_by_id(at.partition.stream()))
+            else {
                 return Ok(None);
-            };
-            let batches = match self.log.read_anywhere(at.partition, at.offset, READ_BYTES).await {
-                Ok(batches) => batches,
-                Err(LogError::OffsetOutOfRange { .. } | LogError::PartitionNotFound(..)) => {
-                    return Ok(None);
-                }
-                Err(error) => return Err(error),
             };
             let read = Read { stream: stream.name.as_str().into(), batches, open: None };
             self.batches.insert(at.partition, read);
