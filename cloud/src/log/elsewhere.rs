@@ -124,11 +124,14 @@ impl Inner {
         };
         match read {
             Ok(batches) => Ok(Some(batches).filter(|batches| !batches.is_empty())),
-            Err(LogError::OffsetOutOfRange { .. }) => Ok(None),
             Err(LogError::StreamNotFound(_) | LogError::PartitionNotFound(..)) if unheard_of => {
                 Err(LogError::NotOwner)
             }
-            Err(LogError::StreamNotFound(_) | LogError::PartitionNotFound(..)) => Ok(None),
+            Err(
+                LogError::OffsetOutOfRange { .. }
+                | LogError::StreamNotFound(_)
+                | LogError::PartitionNotFound(..),
+            ) => Ok(None),
             Err(error) => Err(error),
         }
     }

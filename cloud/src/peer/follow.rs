@@ -128,10 +128,10 @@ async fn changed(changes: &mut watch::Receiver<Arc<View>>, log: &Log) {
     let known = log.catalog().map(|list| list.version);
     tokio::select! {
         view = changes.changed() => if view.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         },
         list = log.catalog_changed(known) => if list.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         },
     }
 }

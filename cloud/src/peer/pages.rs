@@ -99,13 +99,13 @@ pub(super) async fn change(
         serde_json::to_vec(change).map_err(|error| LogError::BadConfig(error.to_string()))?;
     match peers.ask(node, "/peer/streams", Some(&body), CHANGE).await {
         Ok(answer) if answer.code == 200 => Ok(()),
-        Ok(answer) => match serde_json::from_slice::<NotChanged>(&answer.body) {
-            Ok(why) => Err(why.into()),
-            Err(_) => {
-                tracing::warn!(node = node.name, code = answer.code, "streams cannot be changed");
-                Err(LogError::NotOwner)
+        Ok(answer) => {
+            if let Ok(why) = serde_json::from_slice::<NotChanged>(&answer.body) {
+                return Err(why.into());
             }
-        },
+            tracing::warn!(node = node.name, code = answer.code, "streams cannot be changed");
+            Err(LogError::NotOwner)
+        }
         Err(error) => {
             tracing::warn!(%error, "streams cannot be changed");
             Err(LogError::NotOwner)

@@ -78,7 +78,7 @@ async fn fill(engine: &dyn Engine, commits: u64) -> Result<(), Box<dyn std::erro
         let commit = shard.write(some(n)).await?;
         shard.durable(commit).await?;
     }
-    println!("{commits} commits in {:.1} s", start.elapsed().as_secs_f64());
+    tributary_tests::say(&format!("{commits} commits in {:.1} s", start.elapsed().as_secs_f64()));
     Ok(())
 }
 
@@ -96,13 +96,13 @@ fn some(n: u64) -> Vec<Write> {
 async fn measure(name: &str, engine: &dyn Engine) -> Result<(), Box<dyn std::error::Error>> {
     let start = Instant::now();
     let shard = engine.open(ShardId(0)).await?;
-    println!("{name}: open after a kill {} ms", start.elapsed().as_millis());
+    tributary_tests::say(&format!("{name}: open after a kill {} ms", start.elapsed().as_millis()));
     shard.write(some(0)).await?;
     let start = Instant::now();
     shard.close().await?;
-    println!("{name}: close {} ms", start.elapsed().as_millis());
+    tributary_tests::say(&format!("{name}: close {} ms", start.elapsed().as_millis()));
     let start = Instant::now();
     let shard = engine.open(ShardId(0)).await?;
-    println!("{name}: open after a close {} ms", start.elapsed().as_millis());
+    tributary_tests::say(&format!("{name}: open after a close {} ms", start.elapsed().as_millis()));
     Ok(shard.close().await?)
 }

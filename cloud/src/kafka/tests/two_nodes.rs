@@ -227,6 +227,8 @@ async fn send(client: &mut Wire, key: i16, version: i16, request: &impl Encodabl
 
 #[tokio::test]
 async fn clients_are_told_who_leads_and_sent_on_from_everybody_else() {
+    use offset_for_leader_epoch_request::*;
+
     let nodes = Nodes::start().await;
     let mut clients = nodes.clients().await;
     let leader = nodes.topic(&mut clients).await;
@@ -248,7 +250,6 @@ async fn clients_are_told_who_leads_and_sent_on_from_everybody_else() {
     assert_eq!(produced(&mut clients[leader]).await, (6, -1));
     assert_eq!(produced(&mut clients[other]).await, (0, 1));
     // What was read in the first epoch is as true in the second.
-    use offset_for_leader_epoch_request::*;
     let asked =
         OffsetForLeaderPartition::default().with_current_leader_epoch(2).with_leader_epoch(1);
     let topic = OffsetForLeaderTopic::default()
