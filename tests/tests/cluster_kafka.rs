@@ -376,9 +376,9 @@ fn disturb(nodes: &mut Nodes, stop: &AtomicBool) {
     for round in 0.. {
         let node = round % 3;
         if round % 2 == 0 {
-            nodes.drain(node)
+            nodes.drain(node);
         } else {
-            nodes.kill(node)
+            nodes.kill(node);
         }
         nodes.start_again(node);
         if round > 0 && stop.load(Ordering::Acquire) {
