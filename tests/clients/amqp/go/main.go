@@ -90,6 +90,12 @@ func main() {
 	check(err, "dial")
 	ch, err = c.Channel()
 	check(err, "channel")
+	// The broker may see the end of one connection after the beginning of another.
+	for ready := 0; ready < 5; {
+		q, err := ch.QueueDeclarePassive("go", true, false, false, false, nil)
+		check(err, "inspect")
+		ready = q.Messages
+	}
 	deliveries, err = ch.Consume("go", "tag", false, false, false, false, nil)
 	check(err, "consume")
 	for i := 1; i < 6; i++ {
