@@ -6,7 +6,7 @@
 //! Nodes are killed, paused, cut off, restarted, started twice, drained and added; the store answers late, never, twice, or says
 //! the wrong thing happened; clocks run at different speeds. What must hold: a map version has one content; owners and epochs only
 //! rise together; no two processes serve a shard at one true moment; when the faults end every shard is served again within
-//! [`SETTLED_MS`], evenly, and nothing moves any more. Change here: what happens. Not here: what members do (`cluster::member`).
+//! `SETTLED_MS`, evenly, and nothing moves any more. Change here: what happens. Not here: what members do (`cluster::member`).
 
 mod faults;
 mod process;
