@@ -49,11 +49,23 @@ fn cluster(folder: &Path) -> Vec<Cloud> {
     std::fs::write(&secret, "0123456789abcdef0123456789abcdef").unwrap();
     let data = format!("file://{}", folder.join("data").display());
     let secret = format!("peer.secret={}", secret.display());
-    let node = |name: &str| Cloud::start_with(&data, &["--node", name, "--set", &secret]);
+    let node = |name: &str| {
+        Cloud::start_with(&data, &["--node", name, "--set", &secret, "--set", "engine.shards=8"])
+    };
     let nodes: Vec<_> = ["n1", "n2", "n3"].map(node).into();
     // Each has some of the shards: then each is the wrong one for somebody.
     until("all nodes are ready", || {
         nodes.iter().all(|node| http_get(node.admin, "/metrics").contains("tributary_ready 1"))
+    });
+    // Their shares: from then on nothing moves, and no client is sent away for that.
+    until("the shards are spread", || {
+        let count = |node: &Cloud, what: &str| {
+            metric(node.admin, &format!("tributary_cluster_{what}_total "))
+        };
+        let served = |node| count(node, "taken").saturating_sub(count(node, "released"));
+        let mut served: Vec<_> = nodes.iter().map(served).collect();
+        served.sort_unstable();
+        served == [2, 3, 3]
     });
     nodes
 }

@@ -181,6 +181,13 @@ async fn run(seed: u64, engines: Vec<Arc<dyn Engine>>) {
         logs[0].take(shard).await.unwrap();
     }
     let stream = logs[0].create_stream("s", Some(4), StreamConfig::default()).await.unwrap();
+    // A node that has not heard of a stream says that it is not there, which no writer here expects.
+    for log in &logs {
+        let mut known = None;
+        while log.stream("s").is_none() {
+            known = Some(log.catalog_changed(known).await.unwrap().version);
+        }
+    }
     let partitions: Vec<_> = (0..4).map(|index| PartitionId::new(stream.id, index)).collect();
     let (seen, over) = (Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicBool::new(false)));
     let progress = Arc::new(AtomicUsize::new(0));
