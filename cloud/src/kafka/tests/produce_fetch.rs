@@ -1,15 +1,20 @@
 //! What is produced is fetched: order, durability, long polls, idempotence.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 use tributary_shared::record::{Batch, BatchBuilder, Compression, Record, batch::Producer};
 
 use super::{Server, Wire, samples::batch};
-use crate::kafka::{
-    frame::{text, wire::*},
-    schema::{FETCH, INIT_PRODUCER_ID, LIST_OFFSETS, METADATA, PRODUCE},
+use crate::{
+    engine::{ShardId, memory::MemoryEngine},
+    group,
+    kafka::{
+        frame::{text, wire::*},
+        schema::{FETCH, INIT_PRODUCER_ID, LIST_OFFSETS, METADATA, PRODUCE},
+    },
+    log::{self, Log},
 };
 
 /// Version of Produce and Fetch in these tests.
@@ -158,6 +163,64 @@ async fn pipelined_requests_are_answered_in_order() {
             assert_eq!(answered, correlation);
         }
     }
+}
+
+/// Clients ask for metadata while they produce.
+#[tokio::test]
+async fn produces_behind_another_request_become_durable_together() {
+    const PRODUCES: usize = 30;
+    let engine = Arc::new(MemoryEngine::manual(2));
+    let flush = async || {
+        while (0..2).all(|shard| engine.waiting(ShardId(shard)) == 0) {
+            tokio::task::yield_now().await;
+        }
+        // Whatever else is on its way gets there.
+        for _ in 0..500 {
+            tokio::task::yield_now().await;
+        }
+        engine.flush();
+    };
+    let opening = Log::open(Arc::clone(&engine) as _, log::Settings::default());
+    tokio::pin!(opening);
+    let log = loop {
+        tokio::select! {
+            log = &mut opening => break log.unwrap(),
+            () = flush() => {}
+        }
+    };
+    let server = Server::over(log, group::Settings::default()).await;
+    let topic = server.topic("t", 1);
+    tokio::pin!(topic);
+    loop {
+        tokio::select! {
+            () = &mut topic => break,
+            () = flush() => {}
+        }
+    }
+    let mut client = server.client().await;
+    let mut body = Vec::new();
+    crate::kafka::frame::Encodable::encode(&produce(0, -1, batch(&["x"])), &mut body, V).unwrap();
+    client.send(PRODUCE, V, &body).await;
+    client.send(METADATA, 5, &super::samples::sample(METADATA, 5)).await;
+    for _ in 0..PRODUCES {
+        client.send(PRODUCE, V, &body).await;
+    }
+    let answers = async {
+        client.receive_as::<ProduceResponse>(V).await;
+        client.receive_as::<MetadataResponse>(5).await;
+        for _ in 0..PRODUCES {
+            assert_eq!(outcome(&client.receive_as::<ProduceResponse>(V).await.1).0, 0);
+        }
+    };
+    tokio::pin!(answers);
+    let mut flushes = 0;
+    loop {
+        tokio::select! {
+            () = &mut answers => break,
+            () = flush() => flushes += 1,
+        }
+    }
+    assert!(flushes < PRODUCES / 3, "{flushes}");
 }
 
 #[tokio::test]
