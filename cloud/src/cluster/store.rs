@@ -88,17 +88,16 @@ impl Objects {
             }
             Ask::ReadBeat(life, number) => {
                 let bytes = self.read(&self.beat(life, *number)).await?;
-                let read = |bytes: Vec<u8>| serde_json::from_slice(&bytes).ok();
-                match bytes {
-                    None => Answer::Beat(None),
-                    Some(bytes) => {
-                        read(bytes).map_or(Answer::Failed, |beat| Answer::Beat(Some(beat)))
+                match bytes.map(|bytes| Beat::read(&bytes)).transpose() {
+                    Ok(beat) => Answer::Beat(beat),
+                    Err(error) => {
+                        tracing::warn!(line = %life, number, %error, "a heartbeat is not readable");
+                        Answer::Failed
                     }
                 }
             }
             Ask::CreateBeat(life, number, beat) => {
-                let bytes = serde_json::to_vec::<Beat>(beat).unwrap_or_default();
-                self.create(&self.beat(life, *number), bytes).await?
+                self.create(&self.beat(life, *number), beat.bytes()).await?
             }
             Ask::Remove { maps, beats } => {
                 let maps = maps.iter().map(|version| self.map(*version));

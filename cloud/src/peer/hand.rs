@@ -23,6 +23,8 @@ use crate::{
 const OWNER: Duration = Duration::from_secs(8);
 /// One that was handed on waits less: the map of the node that it came to may have been wrong.
 const OPENED: Duration = Duration::from_secs(4);
+/// In this time a map is known to all nodes that look at it.
+const HEARD: Duration = Duration::from_secs(1);
 /// Between attempts, unless the map changes.
 const AGAIN_AFTER: Duration = Duration::from_millis(250);
 
@@ -85,9 +87,25 @@ impl Peers {
         }
     }
 
-    /// Waits a while until `shard` is served here, for a client that another node has handed on. False: refuse it.
+    /// Waits a while until `shard` is served here, for a client that another node has handed on. False: refuse it. When the map
+    /// gives the shard to another that is soon: the node that handed it on hears of that, too.
     pub async fn is_here(&self, log: &Log, shard: ShardId) -> bool {
-        let here = matches!(timeout(OPENED, log.here(shard)).await, Ok(Ok(_)));
+        let elsewhere = async {
+            let mut changes = self.cluster.changes();
+            loop {
+                let mine = changes.wait_for(|view| view.is_mine(shard));
+                if !matches!(timeout(HEARD, mine).await, Ok(Ok(_))) {
+                    return;
+                }
+                if changes.wait_for(|view| !view.is_mine(shard)).await.is_err() {
+                    return std::future::pending().await;
+                }
+            }
+        };
+        let here = tokio::select! {
+            here = timeout(OPENED, log.here(shard)) => matches!(here, Ok(Ok(_))),
+            () = elsewhere => false,
+        };
         if !here {
             count(&self.counters.nobody);
             tracing::warn!(

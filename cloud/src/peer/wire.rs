@@ -3,7 +3,14 @@
 //! In: requests of any number of tasks at once. Out: their answers, found by correlation id. A connection that fails fails all that
 //! wait, and is not used again. Not here: which node, when to try again (`owners`).
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicI32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use kafka_protocol::{
@@ -50,6 +57,8 @@ struct Call {
 #[derive(Clone)]
 pub(super) struct Wire {
     calls: mpsc::Sender<Call>,
+    /// Correlation id of the next request.
+    next: Arc<AtomicI32>,
 }
 
 impl Wire {
@@ -57,7 +66,7 @@ impl Wire {
     pub(super) fn start(stream: Stream) -> Self {
         let (calls, waiting) = mpsc::channel(IN_FLIGHT);
         drop(tributary_shared::tasks::spawn("a connection to another node", run(stream, waiting)));
-        Self { calls }
+        Self { calls, next: Arc::default() }
     }
 
     /// Whether it is of no use any more.
@@ -72,7 +81,7 @@ impl Wire {
         within: Duration,
     ) -> Result<FetchResponse, WireError> {
         let asking = async {
-            let correlation = getrandom::u32().unwrap_or_default() as i32;
+            let correlation = self.next.fetch_add(1, Relaxed);
             let frame = frame(request, correlation)?;
             let (answer, answered) = oneshot::channel();
             let call = Call { frame, correlation, answer };

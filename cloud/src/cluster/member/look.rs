@@ -8,6 +8,8 @@ use crate::cluster::{
 
 /// After an answer that did not come.
 const AGAIN: Ms = 50;
+/// Looks are so many times as frequent while a shard is coming.
+const COMING_PART: Ms = 8;
 /// Versions whose age is remembered.
 const OLD_MAX: usize = 4_096;
 
@@ -25,6 +27,16 @@ impl Member {
             }
             _ => self.ask(Ask::ListMaps),
         }
+    }
+
+    /// Between two looks. While a shard is on its way here clients wait for what the next map says.
+    fn look_pace(&self) -> Ms {
+        let coming = |map: &Map| {
+            let me = self.entry().map(|(me, _)| me);
+            me.is_some() && map.shards.iter().any(|place| place.next == me)
+        };
+        let part = if self.map.as_ref().is_some_and(coming) { COMING_PART } else { 1 };
+        self.settings.look_ms / part
     }
 
     /// Whether the next version, had it ever been, would still be there.
@@ -77,7 +89,7 @@ impl Member {
                 } else {
                     self.looked = None;
                 }
-                self.look_at = now.max(began + self.settings.look_ms);
+                self.look_at = now.max(began + self.look_pace());
             }
             _ => {}
         }

@@ -44,6 +44,19 @@ pub struct Beat {
     pub ended_by: Option<Incarnation>,
 }
 
+impl Beat {
+    /// The object's content.
+    pub fn bytes(&self) -> Vec<u8> {
+        // A struct of strings cannot fail.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// What [`Beat::bytes`] gave.
+    pub fn read(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(bytes)
+    }
+}
+
 /// Last heartbeat of each line, and all numbers that are still there.
 pub type Beats = BTreeMap<Incarnation, BTreeSet<u64>>;
 

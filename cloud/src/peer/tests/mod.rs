@@ -285,6 +285,29 @@ async fn a_shard_nobody_serves_is_refused_in_bounded_time() {
     assert!(matches!(peers.reach(&log().await, SHARD, &client()).await, Reached::Nobody));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_client_handed_to_a_node_that_no_longer_owns_its_shard_is_sent_back_soon() {
+    let (cluster, map) = cluster(view("", Some(1)));
+    let peers = Peers::open(&Settings::default(), cluster).unwrap();
+    let (log, began) = (log().await, Instant::now());
+    let asking = peers.is_here(&log, SHARD);
+    tokio::pin!(asking);
+    // It is this node's, and opening: worth waiting for.
+    assert!(tokio::time::timeout(Duration::from_secs(2), &mut asking).await.is_err());
+    map.send_replace(view("", Some(2)));
+    assert!(!asking.await);
+    assert!(began.elapsed() < Duration::from_millis(4_000), "{:?}", began.elapsed());
+    // A map that is a little behind the other node's.
+    let began = Instant::now();
+    let asking = peers.is_here(&log, SHARD);
+    let moving = async {
+        map.send_replace(view("", Some(1)));
+        log.take(SHARD).await.unwrap();
+    };
+    assert!(tokio::join!(asking, moving).0);
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
 #[tokio::test]
 async fn a_node_that_says_nothing_is_given_up_by_its_name() {
     let (_file, settings) = secret("0123456789abcdef0123456789abcdef");
