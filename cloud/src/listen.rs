@@ -42,7 +42,7 @@ use crate::{
     enrol::Enrol,
     log::Log,
     mqtt::{self, Clients},
-    peer::{self, Header, Peers, Protocol, Reached},
+    peer::{self, HandedOn, Header, Peers, Protocol},
 };
 
 /// How often files with certificates are looked at.
@@ -167,8 +167,6 @@ impl Door {
         admitted.handshake_done();
         if self.peers.is_here(&self.log, self.shard(&opened.connect)).await {
             self.named(opened, certificate.as_deref(), address).await;
-        } else {
-            opened.refuse(Reason::SERVER_UNAVAILABLE).await;
         }
     }
 
@@ -183,7 +181,7 @@ impl Door {
     /// The connection, if it is to be served here; else it is handed on or refused.
     async fn here<S>(
         &self,
-        opened: Opened<S>,
+        mut opened: Opened<S>,
         address: Option<SocketAddr>,
         certificate: Option<&[u8]>,
     ) -> Option<Opened<S>>
@@ -196,18 +194,17 @@ impl Door {
         }
         let certificate = certificate.map(<[u8]>::to_vec);
         let header = Header { protocol: Protocol::Mqtt, address, certificate };
-        match self.peers.reach(&self.log, shard, &header).await {
-            Reached::Here => Some(opened),
-            Reached::Nobody => {
+        let mut first = BytesMut::new();
+        write(&Packet::Connect(opened.connect.clone()), opened.connect.version, &mut first);
+        first.extend_from_slice(&opened.buffer);
+        let client = &mut opened.stream;
+        let handed =
+            self.peers.hand_on(&self.log, shard, &header, client, &first, &self.stop).await;
+        match handed {
+            HandedOn::Here => Some(opened),
+            HandedOn::Served => None,
+            HandedOn::Nobody => {
                 opened.refuse(Reason::SERVER_UNAVAILABLE).await;
-                None
-            }
-            Reached::There(away) => {
-                let version = opened.connect.version;
-                let mut first = BytesMut::new();
-                write(&Packet::Connect(opened.connect), version, &mut first);
-                first.extend_from_slice(&opened.buffer);
-                away.splice(opened.stream, &first, &self.stop).await;
                 None
             }
         }

@@ -24,19 +24,21 @@ use std::{
 };
 
 use tokio::{
+    io::AsyncReadExt as _,
     net::{TcpListener, TcpStream},
     task::JoinHandle,
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 use tributary_shared::{
-    amqp::frame::PRE_AUTH_FRAME_MAX,
+    amqp::{PROTOCOL_HEADER, frame::PRE_AUTH_FRAME_MAX},
     net::{self, Admitted, Gate, accept},
 };
 
 use crate::{
     engine::ShardId,
     log::Log,
-    peer::{self, Header, Io, Peers, Protocol, Reached},
+    peer::{self, HandedOn, Header, Io, Peers, Protocol},
     queue::{self, ConnectionId, Numbers, VirtualHost, owner::MESSAGE_MAX},
     route::Routing,
     status::Status,
@@ -174,45 +176,54 @@ impl Handed {
         let Some(shared) = self.shared.upgrade() else { return };
         let peer = header.address.unwrap_or_else(|| (Ipv6Addr::UNSPECIFIED, 0).into());
         if shared.peers.is_here(&shared.log, shared.home).await {
-            serve_here(&shared, stream, peer, admitted).await;
-        } else {
-            turn_away(stream, peer).await;
+            serve_here(&shared, stream, b"", peer, admitted).await;
         }
     }
 }
 
 async fn serve_one(
     shared: Arc<Shared>,
-    stream: TcpStream,
+    mut stream: TcpStream,
     peer: SocketAddr,
     mut admitted: Admitted,
 ) {
     if shared.log.is_here(shared.home) {
-        return serve_here(&shared, stream, peer, admitted).await;
+        return serve_here(&shared, stream, b"", peer, admitted).await;
     }
+    let mut first = [0; PROTOCOL_HEADER.len()];
+    let read = timeout(handshake::TIME, stream.read_exact(&mut first)).await;
+    if !matches!(read, Ok(Ok(_))) {
+        return tracing::debug!(%peer, "no AMQP client");
+    }
+    // It logs in where it is served, and is timed there.
+    admitted.handshake_done();
     let header = Header { protocol: Protocol::Amqp, address: Some(peer), certificate: None };
-    match shared.peers.reach(&shared.log, shared.home, &header).await {
-        Reached::Here => serve_here(&shared, stream, peer, admitted).await,
-        Reached::There(away) => {
-            // It logs in there, and is timed there.
-            admitted.handshake_done();
-            away.splice(stream, b"", &shared.stop).await;
-        }
-        Reached::Nobody => turn_away(stream, peer).await,
+    let (log, home, stop) = (&shared.log, shared.home, &shared.stop);
+    match shared.peers.hand_on(log, home, &header, &mut stream, &first, stop).await {
+        HandedOn::Here => serve_here(&shared, stream, &first, peer, admitted).await,
+        HandedOn::Served => {}
+        HandedOn::Nobody => turn_away(stream, &first, peer).await,
     }
 }
 
-async fn serve_here(shared: &Shared, stream: impl Io, peer: SocketAddr, admitted: Admitted) {
+/// `first`: what was read of it already.
+async fn serve_here(
+    shared: &Shared,
+    stream: impl Io,
+    first: &[u8],
+    peer: SocketAddr,
+    admitted: Admitted,
+) {
     let (reader, writer) = tokio::io::split(stream);
-    let ended = connection::run(shared, reader, writer, peer, admitted).await;
+    let ended = connection::run(shared, first.chain(reader), writer, peer, admitted).await;
     if let Err(error) = ended {
         tracing::debug!(%peer, %error, "amqp connection ended");
     }
 }
 
-async fn turn_away(stream: impl Io, peer: SocketAddr) {
+async fn turn_away(stream: impl Io, first: &[u8], peer: SocketAddr) {
     let (reader, writer) = tokio::io::split(stream);
-    if let Err(error) = connection::turn_away(reader, writer).await {
+    if let Err(error) = connection::turn_away(first.chain(reader), writer).await {
         tracing::debug!(%peer, %error, "amqp connection ended");
     }
 }

@@ -31,7 +31,7 @@ use tributary_shared::{
 use super::{Enrol, Refused};
 use crate::{
     log::Log,
-    peer::{self, Header, Peers, Protocol, Reached},
+    peer::{self, HandedOn, Header, Peers, Protocol},
 };
 
 /// Connections at once.
@@ -104,15 +104,13 @@ impl Door {
     }
 
     /// The gateway's TLS ends where the book is.
-    async fn here_or_there(&self, stream: TcpStream, address: SocketAddr) -> io::Result<()> {
+    async fn here_or_there(&self, mut stream: TcpStream, address: SocketAddr) -> io::Result<()> {
         let header = Header { protocol: Protocol::Est, address: Some(address), certificate: None };
-        match self.peers.reach(&self.log, self.enrol.home(), &header).await {
-            Reached::Here => visit(stream, &self.tls, &self.enrol, address).await,
-            Reached::There(away) => {
-                away.splice(stream, b"", &self.stop).await;
-                Ok(())
-            }
-            Reached::Nobody => Err(io::Error::other("no node has the book of enrolment")),
+        let (home, stop) = (self.enrol.home(), &self.stop);
+        match self.peers.hand_on(&self.log, home, &header, &mut stream, b"", stop).await {
+            HandedOn::Here => visit(stream, &self.tls, &self.enrol, address).await,
+            HandedOn::Served => Ok(()),
+            HandedOn::Nobody => Err(io::Error::other("no node has the book of enrolment")),
         }
     }
 

@@ -1,12 +1,13 @@
 //! Handing a client's connection on to the node that serves its shard, and letting it go when that changes.
 //!
-//! In: a shard, and for whom. Out: [`Reached`]. Change here: how long a client waits for an owner.
-//! Not here: what is sent before the client's own bytes (`proxy`).
+//! A node that was handed a client and does not serve its shard closes without a word: then another is looked for, as long as
+//! the client has heard nothing. In: a client, its first bytes, a shard. Out: [`HandedOn`]. Change here: how long a client waits
+//! for an owner. Not here: what is sent before the client's own bytes (`proxy`).
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy_bidirectional},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy_bidirectional},
     sync::watch,
     time::{Instant, sleep, timeout},
 };
@@ -28,18 +29,34 @@ const HEARD: Duration = Duration::from_secs(1);
 /// Between attempts, unless the map changes.
 const AGAIN_AFTER: Duration = Duration::from_millis(250);
 
+/// A client that was given back so often by a node that the map calls the owner is refused.
+const GIVEN_BACK_MAX: u32 = 8;
+/// Of the owner's first answer.
+const ANSWER_BYTES: usize = 4 * 1024;
+
+/// What became of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HandedOn {
+    /// Nothing yet: its shard is here.
+    Here,
+    /// It was served by another node; its connection is over.
+    Served,
+    /// Nobody took it in time: refuse it, so that it comes again.
+    Nobody,
+}
+
 /// Where a shard is served.
-pub enum Reached {
+pub(super) enum Reached {
     /// By this node.
     Here,
     /// By another, which has the header already.
     There(Away),
-    /// By nobody that answered in time: refuse, so that the client comes again.
+    /// By nobody that answered in time.
     Nobody,
 }
 
 /// A connection to an owner, for a client.
-pub struct Away {
+pub(super) struct Away {
     stream: Stream,
     changes: watch::Receiver<Arc<View>>,
     shard: ShardId,
@@ -47,10 +64,55 @@ pub struct Away {
 }
 
 impl Peers {
-    /// Connects a client to who serves `shard`; waits a while for somebody to do so.
-    pub async fn reach(&self, log: &Log, shard: ShardId, header: &Header) -> Reached {
-        let mut changes = self.cluster.changes();
+    /// Has a client served by who serves `shard`. `first` goes before the client's other bytes, which are left where they are
+    /// until the owner has answered that; if `first` is empty, they go as they come, to one owner only.
+    pub async fn hand_on<S>(
+        &self,
+        log: &Log,
+        shard: ShardId,
+        header: &Header,
+        client: &mut S,
+        first: &[u8],
+        stop: &CancellationToken,
+    ) -> HandedOn
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let deadline = Instant::now() + OWNER;
+        let mut given_back = 0;
+        loop {
+            let away = match self.reach(log, shard, header, deadline).await {
+                Reached::Here => return HandedOn::Here,
+                Reached::Nobody => return HandedOn::Nobody,
+                Reached::There(away) => away,
+            };
+            let (owner, mut changes) = (away.owner, away.changes.clone());
+            if !away.carry(client, first, stop).await {
+                return HandedOn::Served;
+            }
+            given_back += 1;
+            if given_back >= GIVEN_BACK_MAX {
+                tracing::debug!(
+                    shard = shard.0,
+                    owner = owner.0,
+                    "a client was given back too often"
+                );
+                return HandedOn::Nobody;
+            }
+            let other = |view: &Arc<View>| view.leader(shard).owner != Some(owner);
+            let _ = timeout(AGAIN_AFTER, changes.wait_for(other)).await;
+        }
+    }
+
+    /// Connects to who serves `shard`; waits for somebody to do so.
+    pub(super) async fn reach(
+        &self,
+        log: &Log,
+        shard: ShardId,
+        header: &Header,
+        deadline: Instant,
+    ) -> Reached {
+        let mut changes = self.cluster.changes();
         let mut last: Option<Unreachable> = None;
         loop {
             let view = changes.borrow_and_update().clone();
@@ -87,19 +149,18 @@ impl Peers {
         }
     }
 
-    /// Waits a while until `shard` is served here, for a client that another node has handed on. False: refuse it. When the map
-    /// gives the shard to another that is soon: the node that handed it on hears of that, too.
+    /// Waits a while until `shard` is served here, for a client that another node has handed on. False: close without a word,
+    /// so that it is handed to another. When the map has given the shard to another that is at once; a map that does not give
+    /// it to this node yet may be older than the other node's.
     pub async fn is_here(&self, log: &Log, shard: ShardId) -> bool {
         let elsewhere = async {
             let mut changes = self.cluster.changes();
-            loop {
-                let mine = changes.wait_for(|view| view.is_mine(shard));
-                if !matches!(timeout(HEARD, mine).await, Ok(Ok(_))) {
-                    return;
-                }
-                if changes.wait_for(|view| !view.is_mine(shard)).await.is_err() {
-                    return std::future::pending().await;
-                }
+            let mine = changes.wait_for(|view| view.is_mine(shard));
+            if !matches!(timeout(HEARD, mine).await, Ok(Ok(_))) {
+                return;
+            }
+            if changes.wait_for(|view| !view.is_mine(shard)).await.is_err() {
+                std::future::pending::<()>().await;
             }
         };
         let here = tokio::select! {
@@ -107,11 +168,8 @@ impl Peers {
             () = elsewhere => false,
         };
         if !here {
-            count(&self.counters.nobody);
-            tracing::warn!(
-                shard = shard.0,
-                "a client that was handed on is refused: its shard is not here"
-            );
+            count(&self.counters.given_back);
+            tracing::debug!(shard = shard.0, "a client that was handed on is given back");
         }
         here
     }
@@ -119,8 +177,8 @@ impl Peers {
 
 impl Away {
     /// Carries bytes both ways, `first` before the client's others, until either end is done, the shard has another owner, or
-    /// `stop`.
-    pub async fn splice<S>(self, mut client: S, first: &[u8], stop: &CancellationToken)
+    /// `stop`. Whether the client has heard nothing, so that another may have it.
+    async fn carry<S>(self, client: &mut S, first: &[u8], stop: &CancellationToken) -> bool
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -131,17 +189,36 @@ impl Away {
                 std::future::pending::<()>().await;
             }
         };
-        let carrying = async {
-            stream.write_all(first).await?;
-            stream.flush().await?;
-            copy_bidirectional(&mut client, &mut stream).await
-        };
+        tokio::pin!(moved);
+        if !first.is_empty() {
+            let mut answer = [0; ANSWER_BYTES];
+            let asking = async {
+                stream.write_all(first).await?;
+                stream.flush().await?;
+                stream.read(&mut answer).await
+            };
+            let read = tokio::select! {
+                read = timeout(OWNER, asking) => match read {
+                    Ok(Ok(read)) => read,
+                    Ok(Err(_)) | Err(_) => 0,
+                },
+                () = &mut moved => 0,
+                () = stop.cancelled() => return false,
+            };
+            let Some(answer) = answer.get(..read).filter(|answer| !answer.is_empty()) else {
+                return true;
+            };
+            if client.write_all(answer).await.is_err() || client.flush().await.is_err() {
+                return false;
+            }
+        }
         tokio::select! {
-            ended = carrying => if let Err(error) = ended {
+            ended = copy_bidirectional(client, &mut stream) => if let Err(error) = ended {
                 tracing::debug!(shard = shard.0, owner = owner.0, %error, "a connection that was handed on ended");
             },
             () = moved => tracing::debug!(shard = shard.0, owner = owner.0, "a client is let go: its shard has moved"),
             () = stop.cancelled() => {}
         }
+        false
     }
 }

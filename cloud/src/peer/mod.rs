@@ -37,7 +37,7 @@ use tokio::{
 };
 
 pub use accept::{Heads, serve};
-pub use hand::{Away, Reached};
+pub use hand::HandedOn;
 pub use owners::Owners;
 pub use proxy::{Bad, Header, Protocol};
 use secure::Secure;
@@ -124,6 +124,7 @@ pub struct Peers {
 struct Counters {
     handed_on: AtomicU64,
     nobody: AtomicU64,
+    given_back: AtomicU64,
     unreachable: AtomicU64,
     taken: AtomicU64,
     refused: AtomicU64,
@@ -174,7 +175,7 @@ impl Peers {
     pub fn publish(&self, status: &Status) {
         let counters = self.counters.clone();
         status.add(move |page| {
-            let Counters { handed_on, nobody, unreachable, taken, refused } = &*counters;
+            let Counters { handed_on, nobody, given_back, unreachable, taken, refused } = &*counters;
             for (name, help, counter) in [
                 (
                     "tributary_peer_handed_on_total",
@@ -185,6 +186,11 @@ impl Peers {
                     "tributary_peer_nobody_total",
                     "Connections of clients refused because no node served their shard in time",
                     nobody,
+                ),
+                (
+                    "tributary_peer_given_back_total",
+                    "Connections taken from other nodes and given back, since their shard was not here",
+                    given_back,
                 ),
                 (
                     "tributary_peer_unreachable_total",
