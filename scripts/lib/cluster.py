@@ -24,7 +24,7 @@ BINARIES = Path(os.environ.get("TESTED_BINARIES") or TARGET / os.environ.get("PR
 
 
 def free_port(taken=set()):
-    """A port below those that the kernel gives to outgoing connections, so that it is still free after a restart."""
+    """A port below those that the kernel gives to outgoing connections, so that it is still free after a kill or a restart."""
     for port in range(20000 + os.getpid() % 5000, 32000):
         with socket.socket() as probe:
             if port not in taken and probe.connect_ex(("127.0.0.1", port)) != 0:

@@ -18,9 +18,7 @@ What counts as what:
 import argparse
 import csv
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -39,21 +37,13 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from cluster import free_port
+
 TOPIC = "sensors/#"
 STREAM = "mqtt.messages"
 COMMANDS = "commands"
 COMMAND_EVERY = 0.5  # seconds
 CITIES = {"seattle": "seattle-temps.csv", "sf": "sf-temps.csv"}
-
-
-def free_port(taken=set()):
-    """A port below those that the kernel gives to outgoing connections, so that it is still free after a kill."""
-    for port in range(20000 + os.getpid() % 5000, 32000):
-        with socket.socket() as probe:
-            if port not in taken and probe.connect_ex(("127.0.0.1", port)) != 0:
-                taken.add(port)
-                return port
-    raise SystemExit("no free port")
 
 
 def run(*command):
