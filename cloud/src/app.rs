@@ -122,6 +122,8 @@ struct Parts {
     enrol: Enrol,
     routing: Routing,
     status: Status,
+    /// No new clients but Kafka's, who are told where to go: they would be on their way again in a moment.
+    closing: CancellationToken,
     stop: CancellationToken,
 }
 
@@ -143,6 +145,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppErr
     let enrol = Enrol::open(log.clone(), config.enrol.clone()).await?;
     let membership = member.as_ref().map(|member| member.membership.clone());
     let stop_heads = heads_stop.clone();
+    let closing = heads_stop.child_token();
     let parts = Parts {
         log,
         cluster,
@@ -151,6 +154,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppErr
         enrol,
         routing,
         status: status.clone(),
+        closing: closing.clone(),
         stop: stop_heads,
     };
     let mut heads = start(&parts, &config, listeners).await?;
@@ -174,6 +178,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), AppErr
     };
     status.set_ready(false);
     if let (Some(member), Ok(())) = (member, &outcome) {
+        closing.cancel();
         member.leave(Duration::from_millis(config.cluster.drain_ms)).await;
     }
     heads_stop.cancel();
@@ -194,7 +199,7 @@ async fn start(
     config: &Config,
     listeners: Listeners,
 ) -> Result<JoinSet<String>, AppError> {
-    let Parts { log, cluster, peers, membership, enrol, routing, status, stop } = parts;
+    let Parts { log, cluster, peers, membership, enrol, routing, status, closing, stop } = parts;
     let mut heads = JoinSet::new();
     let bridge = Bridge::new(log.clone(), routing.clone(), config.bridge.clone());
     let shown = admin::Shown {
@@ -227,14 +232,14 @@ async fn start(
     let est = listeners.est.map(|(listener, tls)| {
         let (enrol, log, peers) = (enrol.clone(), log.clone(), peers.clone());
         let door = est::Door { tls, enrol, log, peers, stop: stop.clone() };
-        let serving = est::serve(listener, door.clone());
+        let serving = est::serve(listener, door.clone(), closing.clone());
         heads.spawn(async move {
             serving.await;
             "the EST listener ended".to_owned()
         });
         door
     });
-    let listening = door.clone().serve(listeners.mqtt, listeners.edges, gate);
+    let listening = door.clone().serve(listeners.mqtt, listeners.edges, gate, closing.clone());
     heads.spawn(async move {
         listening.await;
         "the MQTT listener ended".to_owned()
@@ -243,8 +248,9 @@ async fn start(
     let (on, through, to) = (log.clone(), routing.clone(), peers.clone());
     let amqp = amqp::Head::open(config.amqp.clone(), on, through, to, status, stop.clone());
     let amqp_handed = amqp.handed();
+    let closed = closing.clone();
     heads.spawn(async move {
-        amqp.serve(listeners.amqp).await;
+        amqp.serve(listeners.amqp, closed).await;
         "the AMQP head ended".to_owned()
     });
 

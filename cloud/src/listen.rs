@@ -127,18 +127,23 @@ pub async fn follow(all: Vec<Arc<Tls>>, stop: CancellationToken) {
 }
 
 impl Door {
-    /// Serves all until the stop, and until the connections have ended.
-    pub async fn serve(self, plain: TcpListener, secured: Vec<(Listener, Bound)>, gate: Arc<Gate>) {
+    /// Takes clients until `closing`, and serves them until their connections have ended.
+    pub async fn serve(
+        self,
+        plain: TcpListener,
+        secured: Vec<(Listener, Bound)>,
+        gate: Arc<Gate>,
+        closing: CancellationToken,
+    ) {
         let mut serving = JoinSet::new();
         let patience = Duration::from_millis(self.clients.settings().handshake_ms);
         for (listener, bound) in secured {
-            let (door, stop) = (self.clone(), self.stop.clone());
+            let (door, stop) = (self.clone(), closing.clone());
             let peer = move |arrived| door.clone().certified(arrived);
             serving.spawn(listener.serve(bound, Arc::clone(&gate), patience, stop, peer));
         }
-        let (door, stop) = (self.clone(), self.stop.clone());
-        let peer = move |stream, address, admitted| door.clone().plain(stream, address, admitted);
-        serving.spawn(accept(plain, gate, stop, peer));
+        let peer = move |stream, address, admitted| self.clone().plain(stream, address, admitted);
+        serving.spawn(accept(plain, gate, closing, peer));
         while serving.join_next().await.is_some() {}
     }
 
@@ -165,7 +170,8 @@ impl Door {
             }
         };
         admitted.handshake_done();
-        if self.peers.is_here(&self.log, self.shard(&opened.connect)).await {
+        let shard = self.shard(&opened.connect);
+        if self.peers.is_here(&self.log, shard, &self.stop).await {
             self.named(opened, certificate.as_deref(), address).await;
         }
     }

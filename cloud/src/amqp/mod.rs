@@ -154,14 +154,15 @@ impl Head {
         Handed { shared: Arc::downgrade(&self.shared) }
     }
 
-    /// Serves until the stop; then tells the clients, and returns when what they sent is stored.
-    pub async fn serve(self, listener: TcpListener) {
+    /// Takes clients until `closing`, and serves them until the stop; then tells them, and returns when what they sent is stored.
+    pub async fn serve(self, listener: TcpListener, closing: CancellationToken) {
         let Self { shared, owner, gate } = self;
-        let (connections, stop) = (shared.clone(), shared.stop.clone());
-        accept(listener, gate, stop, move |stream, peer, admitted| {
+        let connections = shared.clone();
+        accept(listener, gate, closing, move |stream, peer, admitted| {
             serve_one(connections.clone(), stream, peer, admitted)
         })
         .await;
+        shared.stop.cancelled().await;
         // The virtual host ends, once everything is stored, when its last handle goes.
         drop(shared);
         if let Err(error) = owner.await {
@@ -175,7 +176,7 @@ impl Handed {
     pub async fn serve(self, stream: peer::Stream, header: Header, admitted: Admitted) {
         let Some(shared) = self.shared.upgrade() else { return };
         let peer = header.address.unwrap_or_else(|| (Ipv6Addr::UNSPECIFIED, 0).into());
-        if shared.peers.is_here(&shared.log, shared.home).await {
+        if shared.peers.is_here(&shared.log, shared.home, &shared.stop).await {
             serve_here(&shared, stream, b"", peer, admitted).await;
         }
     }

@@ -49,8 +49,8 @@ impl Server {
             let cluster = Cluster::alone(Addresses::default(), log.shards());
             let peers = Peers::open(&peer::Settings::default(), cluster).unwrap();
             let status = Status::default();
-            let head = Head::open(settings, log, routing, peers, &status, until);
-            head.serve(listener).await;
+            let head = Head::open(settings, log, routing, peers, &status, until.clone());
+            head.serve(listener, until).await;
         });
         Self { address, stop, task }
     }

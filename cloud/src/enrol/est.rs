@@ -71,14 +71,13 @@ pub struct Door {
     pub stop: CancellationToken,
 }
 
-/// Serves until the stop.
-pub async fn serve(listener: TcpListener, door: Door) {
+/// Takes gateways until `closing`.
+pub async fn serve(listener: TcpListener, door: Door, closing: CancellationToken) {
     let limits = net::Settings {
         connections: CONNECTIONS,
         handshakes: CONNECTIONS,
         ..net::Settings::default()
     };
-    let stop = door.stop.clone();
     let peer = move |stream: TcpStream, address: SocketAddr, admitted: Admitted| {
         let door = door.clone();
         async move {
@@ -86,7 +85,7 @@ pub async fn serve(listener: TcpListener, door: Door) {
             drop(admitted);
         }
     };
-    accept(listener, Gate::new(limits), stop, peer).await;
+    accept(listener, Gate::new(limits), closing, peer).await;
 }
 
 impl Door {
@@ -94,7 +93,7 @@ impl Door {
     pub async fn handed(self, stream: peer::Stream, header: Header, admitted: Admitted) {
         let address = header.address.unwrap_or_else(|| (Ipv6Addr::UNSPECIFIED, 0).into());
         let serving = async {
-            if self.peers.is_here(&self.log, self.enrol.home()).await {
+            if self.peers.is_here(&self.log, self.enrol.home(), &self.stop).await {
                 return visit(stream, &self.tls, &self.enrol, address).await;
             }
             Err(io::Error::other("the book of enrolment is not here"))

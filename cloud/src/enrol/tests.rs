@@ -61,7 +61,7 @@ impl Case {
         let tls = est::tls(&settings).unwrap();
         let (enrolling, log_of, until) = (enrol.clone(), log.clone(), stop.clone());
         let door = est::Door { tls, enrol: enrolling, log: log_of, peers, stop: until };
-        let serving = est::serve(listener, door);
+        let serving = est::serve(listener, door, stop.clone());
         tasks::spawn("est", serving);
         Self { folder, enrol, at, log, stop }
     }

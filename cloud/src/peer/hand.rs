@@ -39,7 +39,7 @@ const ANSWER_BYTES: usize = 4 * 1024;
 pub enum HandedOn {
     /// Nothing yet: its shard is here.
     Here,
-    /// It was served by another node; its connection is over.
+    /// It was served by another node, or this one ends; its connection is over.
     Served,
     /// Nobody took it in time: refuse it, so that it comes again.
     Nobody,
@@ -81,10 +81,13 @@ impl Peers {
         let deadline = Instant::now() + OWNER;
         let mut given_back = 0;
         loop {
-            let away = match self.reach(log, shard, header, deadline).await {
-                Reached::Here => return HandedOn::Here,
-                Reached::Nobody => return HandedOn::Nobody,
-                Reached::There(away) => away,
+            let reached = stop.run_until_cancelled(self.reach(log, shard, header, deadline)).await;
+            let away = match reached {
+                Some(Reached::Here) => return HandedOn::Here,
+                Some(Reached::Nobody) => return HandedOn::Nobody,
+                Some(Reached::There(away)) => away,
+                // This node ends: the client is not told more than that.
+                None => return HandedOn::Served,
             };
             let (owner, mut changes) = (away.owner, away.changes.clone());
             if !away.carry(client, first, stop).await {
@@ -152,7 +155,7 @@ impl Peers {
     /// Waits a while until `shard` is served here, for a client that another node has handed on. False: close without a word,
     /// so that it is handed to another. When the map has given the shard to another that is at once; a map that does not give
     /// it to this node yet may be older than the other node's.
-    pub async fn is_here(&self, log: &Log, shard: ShardId) -> bool {
+    pub async fn is_here(&self, log: &Log, shard: ShardId, stop: &CancellationToken) -> bool {
         let elsewhere = async {
             let mut changes = self.cluster.changes();
             let mine = changes.wait_for(|view| view.is_mine(shard));
@@ -166,6 +169,7 @@ impl Peers {
         let here = tokio::select! {
             here = timeout(OPENED, log.here(shard)) => matches!(here, Ok(Ok(_))),
             () = elsewhere => false,
+            () = stop.cancelled() => false,
         };
         if !here {
             count(&self.counters.given_back);

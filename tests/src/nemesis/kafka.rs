@@ -26,6 +26,9 @@ pub(super) const TOPIC: &str = "nemesis";
 pub(super) const PARTITIONS: i32 = 4;
 /// One message a partition each so often.
 const PACE: Duration = Duration::from_millis(20);
+/// Five requests are in flight at most to a node, each for as long as a flush. When all are and more is due, librdkafka's
+/// threads spin; then the nodes get no time on a small machine.
+const LINGER_MS: &str = "60";
 /// Bytes of a payload.
 const BYTES: usize = 100;
 /// How long the answers to what was sent are waited for at the end.
@@ -117,7 +120,7 @@ fn produce_one_life(run: &Arc<Run>, brokers: &str, name: &'static str, exact: bo
     let producer: BaseProducer<Deliveries> = config(brokers)
         .set("enable.idempotence", if exact { "true" } else { "false" })
         .set("acks", "all")
-        .set("linger.ms", "5")
+        .set("linger.ms", LINGER_MS)
         .set("request.timeout.ms", "5000")
         .set("message.timeout.ms", "120000")
         .create_with_context(Deliveries { run: run.clone(), name, incarnation })

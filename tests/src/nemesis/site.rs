@@ -24,6 +24,8 @@ use crate::{
 
 /// Shards of the log: each node of three owns two.
 const SHARDS: &str = "engine.shards=6";
+/// A flush every 50 ms: many moments to fail in, and clients have few requests in flight.
+const PROFILE: &str = "engine.profile=latency";
 /// Of a node whose clock jumps: seconds to add, read at each look at the clock.
 const CLOCK: &str = "clock";
 
@@ -71,7 +73,7 @@ impl Site {
             let known = processes.clone();
             let find = move |from| who_holds(from, &known.lock().expect("processes"));
             let peer = (count > 1).then(|| Wire::start(vec![place], Box::new(find)));
-            let mut settings = vec![SHARDS.to_owned()];
+            let mut settings = vec![SHARDS.to_owned(), PROFILE.to_owned()];
             settings.push(format!("engine.s3_endpoint=http://{}", store.address));
             if let Some(wire) = &peer {
                 settings.push(format!("cluster.node=n{}", index + 1));

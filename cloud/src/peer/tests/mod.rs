@@ -332,8 +332,8 @@ async fn a_shard_nobody_serves_is_refused_in_bounded_time() {
 async fn a_client_handed_to_a_node_that_no_longer_owns_its_shard_is_sent_back_soon() {
     let (cluster, map) = cluster(view("", Some(1)));
     let peers = Peers::open(&Settings::default(), cluster).unwrap();
-    let (log, began) = (log().await, Instant::now());
-    let asking = peers.is_here(&log, SHARD);
+    let (log, stop, began) = (log().await, CancellationToken::new(), Instant::now());
+    let asking = peers.is_here(&log, SHARD, &stop);
     tokio::pin!(asking);
     // It is this node's, and opening: worth waiting for.
     assert!(tokio::time::timeout(Duration::from_secs(2), &mut asking).await.is_err());
@@ -342,7 +342,7 @@ async fn a_client_handed_to_a_node_that_no_longer_owns_its_shard_is_sent_back_so
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
     // A map that is a little behind the other node's.
     let began = Instant::now();
-    let asking = peers.is_here(&log, SHARD);
+    let asking = peers.is_here(&log, SHARD, &stop);
     let moving = async {
         map.send_replace(view("", Some(1)));
         log.take(SHARD).await.unwrap();
