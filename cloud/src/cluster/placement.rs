@@ -3,7 +3,7 @@
 //! In: a map in which nodes came, leave or are gone. Out: the same map with an owner for every shard that has none, and with
 //! moves begun. Rules: a shard stays where it is unless its node goes or has too many; no node has more than the number of
 //! shards divided by the number of nodes, rounded up, once the moves are done; a node gives and gets one shard at a time, unless
-//! it leaves: then all at once. Change here: balance. Not here: how a move is done (`member`).
+//! it leaves: then all at once. Change here: balance. When to balance is `member`'s to say. Not here: how a move is done (`member`).
 
 use std::collections::BTreeMap;
 
@@ -12,15 +12,12 @@ use super::{
     map::{Map, Standing},
 };
 
-/// See the module. Does nothing if nobody may own shards.
+/// Gives every shard an owner, and those of leaving nodes another. Does nothing if nobody may own shards.
 pub fn place(map: &mut Map) {
-    let mut loads: BTreeMap<NodeId, usize> = map.up().map(|id| (id, 0)).collect();
+    forget_lost_targets(map);
+    let mut loads = loads(map);
     if loads.is_empty() {
         return;
-    }
-    forget_lost_targets(map);
-    for target in map.shards.iter().filter_map(super::map::Place::target) {
-        loads.entry(target).and_modify(|load| *load += 1);
     }
     for place in &mut map.shards {
         let owner = place.owner.and_then(|id| map.nodes.get(&id)).map(|m| m.standing);
@@ -33,7 +30,15 @@ pub fn place(map: &mut Map) {
             Some(_) => {}
         }
     }
-    balance(map, &mut loads);
+}
+
+/// Shards of each node that may own some, once all moves are done.
+fn loads(map: &Map) -> BTreeMap<NodeId, usize> {
+    let mut loads: BTreeMap<NodeId, usize> = map.up().map(|id| (id, 0)).collect();
+    for target in map.shards.iter().filter_map(super::map::Place::target) {
+        loads.entry(target).and_modify(|load| *load += 1);
+    }
+    loads
 }
 
 /// Moves to nodes that may not own shards any more are off.
@@ -55,7 +60,8 @@ fn take_least(loads: &mut BTreeMap<NodeId, usize>) -> Option<NodeId> {
 }
 
 /// Begins moves from nodes that have more to nodes that have fewer.
-fn balance(map: &mut Map, loads: &mut BTreeMap<NodeId, usize>) {
+pub fn balance(map: &mut Map) {
+    let mut loads = loads(map);
     let moving = |map: &Map, id: NodeId| {
         let involved = |p: &super::map::Place| p.owner == Some(id) || p.next == Some(id);
         map.shards.iter().any(|place| place.next.is_some() && involved(place))
@@ -101,6 +107,7 @@ mod tests {
     fn settle(map: &mut Map) -> usize {
         for moves in 0.. {
             place(map);
+            balance(map);
             let next = map.places().find(|(_, place)| place.next.is_some());
             let Some((shard, Some(owner))) = next.map(|(s, p)| (s, p.owner)) else { return moves };
             map.hand_over(shard, owner);
@@ -108,13 +115,13 @@ mod tests {
         0
     }
 
-    fn loads(map: &Map) -> Vec<usize> {
+    fn held(map: &Map) -> Vec<usize> {
         let load = |id| map.shards.iter().filter(|place| place.owner == Some(id)).count();
         map.up().map(load).collect()
     }
 
     fn is_balanced(map: &Map) -> bool {
-        let loads = loads(map);
+        let loads = held(map);
         let most = map.shards.len().div_ceil(loads.len());
         loads.iter().sum::<usize>() == map.shards.len() && loads.iter().all(|load| *load <= most)
     }
@@ -124,13 +131,14 @@ mod tests {
         let mut map = Map::empty("c", "id", 8);
         let a = join(&mut map, 1);
         assert_eq!(settle(&mut map), 0, "nothing moves, all is given");
-        assert_eq!(loads(&map), [8]);
+        assert_eq!(held(&map), [8]);
         join(&mut map, 2);
         place(&mut map);
+        balance(&mut map);
         let moving = map.shards.iter().filter(|place| place.next.is_some()).count();
         assert_eq!(moving, 1, "one at a time");
         assert_eq!(settle(&mut map), 4);
-        assert_eq!(loads(&map), [4, 4]);
+        assert_eq!(held(&map), [4, 4]);
         assert_eq!(map.place(ShardId(0)).owner, Some(a));
     }
 
@@ -146,7 +154,7 @@ mod tests {
         let of_a = map.shards.iter().filter(|place| place.owner == Some(a));
         assert!(of_a.clone().count() == 4 && of_a.into_iter().all(|p| p.next == Some(b)));
         settle(&mut map);
-        assert_eq!(loads(&map), [8]);
+        assert_eq!(held(&map), [8]);
         // The last one has nobody to give to.
         map.leave(b);
         let before = map.clone();
@@ -160,7 +168,7 @@ mod tests {
         let a = join(&mut map, 1);
         settle(&mut map);
         let b = join(&mut map, 2);
-        place(&mut map);
+        balance(&mut map);
         assert_eq!(map.place(ShardId(1)).next, Some(b));
         map.remove(b);
         place(&mut map);
@@ -180,7 +188,7 @@ mod tests {
             settle(&mut map);
             for step in 1..200 {
                 let up: Vec<_> = map.up().collect();
-                let held = |map: &Map, id| {
+                let of = |map: &Map, id| {
                     map.shards.iter().filter(|place| place.owner == Some(id)).count()
                 };
                 let (allowed, left) = match draw(3) {
@@ -192,7 +200,7 @@ mod tests {
                     1 if up.len() > 1 => {
                         let id = up[draw(up.len())];
                         map.leave(id);
-                        (held(&map, id), Some(id))
+                        (of(&map, id), Some(id))
                     }
                     _ => {
                         join(&mut map, step);
@@ -203,7 +211,7 @@ mod tests {
                 if let Some(id) = left {
                     map.remove(id);
                 }
-                assert!(is_balanced(&map), "{shards} shards, step {step}: {:?}", loads(&map));
+                assert!(is_balanced(&map), "{shards} shards, step {step}: {:?}", held(&map));
                 assert!(moved <= allowed, "{moved} moved, {allowed} had to");
             }
         }

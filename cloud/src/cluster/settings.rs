@@ -31,6 +31,9 @@ tributary_shared::settings! {
         pub dead_after_ms: u64 = 4_500 => 150..=600_000,
         /// How often this node looks for changes of who owns what, ms. Each is one small read.
         pub look_ms: u64 = 200 => 10..=60_000,
+        /// Shards are moved for balance when no node has come or gone for so long, ms: who restarts does not make clients move twice
+        /// at once.
+        pub settle_ms: u64 = 2_000 => 0..=600_000,
         /// How long a node that is told to stop may take to hand its shards over, ms.
         pub drain_ms: u64 = 8_000 => 100..=600_000,
     }

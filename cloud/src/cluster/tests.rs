@@ -104,9 +104,12 @@ async fn shards_are_shared_and_come_back_when_a_node_leaves() {
     ended.await.unwrap().unwrap();
     a.are(4).await;
     assert!(b.0.borrow().is_empty());
-    // It comes back at once, under its number.
+    // It comes back at once, under its number; what has moved a moment ago moves again only when all is calm.
     let (second, b, _ended) = world.join("n2", 3).await.unwrap();
+    let back = Instant::now();
     b.are(2).await;
+    let calm = Duration::from_millis(Settings::default().settle_ms);
+    assert!(back.elapsed() >= calm - Duration::from_millis(300), "{:?}", back.elapsed());
     assert_eq!(second.cluster().view().me, NodeId(2));
 }
 

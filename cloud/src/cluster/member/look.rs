@@ -114,6 +114,11 @@ impl Member {
             self.is_old(known, now);
         }
         let lives: Vec<_> = map.living().map(|(_, entry)| &entry.incarnation).collect();
+        let known_lives =
+            self.map.iter().flat_map(Map::living).map(|(_, entry)| &entry.incarnation);
+        if !known_lives.eq(lives.iter().copied()) {
+            self.came = now;
+        }
         self.ended.retain(|life| lives.contains(&life));
         self.looked = Some(began.max(self.looked.unwrap_or(0)));
         self.map = Some(map);

@@ -214,6 +214,8 @@ pub struct Member {
     look_at: Ms,
     listing: bool,
     list_at: Ms,
+    /// When a node was last seen to come or to go.
+    came: Ms,
     own: beat::Line,
     lease: Ms,
     judge: Judge,
@@ -251,6 +253,7 @@ impl Member {
             look_at: 0,
             listing: false,
             list_at: 0,
+            came: 0,
             own,
             lease: 0,
             ended: BTreeSet::new(),

@@ -18,13 +18,13 @@ impl Member {
         if self.writing || now < self.write_at || !self.is_sure(now) || !self.is_fresh(now) {
             return;
         }
-        if let Some(map) = self.proposal() {
+        if let Some(map) = self.proposal(now) {
             self.writing = true;
             self.ask(Ask::CreateMap(Box::new(map)));
         }
     }
 
-    fn proposal(&self) -> Option<Map> {
+    fn proposal(&self, now: Ms) -> Option<Map> {
         let map = self.map.as_ref()?;
         let mut next = map.clone();
         match self.entry() {
@@ -50,6 +50,9 @@ impl Member {
                 }
                 if self.draining || self.leads() || next != *map {
                     placement::place(&mut next);
+                }
+                if self.leads() && now >= self.came.saturating_add(self.settings.settle_ms) {
+                    placement::balance(&mut next);
                 }
             }
         }
