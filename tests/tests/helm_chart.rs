@@ -13,7 +13,7 @@ use tributary_tests::say;
 const VERSIONS: [&str; 2] = ["1.25", "1.34"];
 const ENOUGH: &str = "data=s3://bucket/prefix,plaintextInsideTheCluster=true";
 const EVERYTHING: &str = "edges.enabled=true,edges.tlsSecret=edges,compactor.enabled=true,autoscaling.enabled=true,\
-    autoscaling.lagPerNode=1000,serviceMonitor.enabled=true,storeSecret=store,clusterSecret.existing=nodes";
+    serviceMonitor.enabled=true,storeSecret=store,clusterSecret.existing=nodes";
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a workspace").to_path_buf()
