@@ -152,7 +152,10 @@ impl Store {
     }
 
     fn failed(&self, doing: &str, error: &Error) -> EngineError {
-        self.refuse(&format!("{doing}: {error}"))
+        let refused =
+            matches!(error, Error::PermissionDenied { .. } | Error::Unauthenticated { .. });
+        let what = if refused { ", check the credentials and what they allow" } else { "" };
+        self.refuse(&format!("{doing}{what}: {error}"))
     }
 
     /// Reads the format object, or makes it.
@@ -174,7 +177,9 @@ impl Store {
         }
         if wanted != 0 && wanted != found.shards {
             let have = found.shards;
-            let text = format!("was made with {have} shards, the setting `shards` says {wanted}");
+            let text = format!(
+                "was made with {have} shards and `engine.shards` is {wanted}; say {have}, or leave it out"
+            );
             return Err(self.refuse(&text));
         }
         Ok(found)
@@ -284,7 +289,7 @@ impl Store {
             match result {
                 Ok(_) if winner.is_some() => {
                     return Err(self.refuse(
-                        "the store let two writers create one object; it needs conditional writes (If-None-Match)",
+                        "the store let two writers create one object; it needs conditional writes (If-None-Match): use another store",
                     ));
                 }
                 Ok(_) => winner = Some(racer),
