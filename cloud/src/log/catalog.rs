@@ -24,6 +24,9 @@ use crate::engine::{ShardId, Write};
 /// A stream's `max_batch_bytes` may be at most this: a batch is in memory as a whole, several times.
 const MAX_BATCH_BYTES: usize = 16 * 1024 * 1024;
 
+/// Streams with such names hold messages of queues, which have no keys.
+const QUEUES: &str = "amqp.";
+
 /// The shard of the metadata.
 pub(super) const METADATA: ShardId = ShardId(0);
 
@@ -154,7 +157,7 @@ impl Inner {
         config: StreamConfig,
     ) -> Result<Arc<Stream>, LogError> {
         check_name(name)?;
-        check_config(&config)?;
+        check_config(name, &config)?;
         let (mut changing, opening) = self.start_change().await?;
         if self.catalog.by_name(name).is_some() {
             return Err(LogError::StreamExists(name.into()));
@@ -208,7 +211,7 @@ impl Inner {
         name: &str,
         config: StreamConfig,
     ) -> Result<Arc<Stream>, LogError> {
-        check_config(&config)?;
+        check_config(name, &config)?;
         let (mut changing, opening) = self.start_change().await?;
         let mut stored = self.existing(name)?.stored();
         stored.stream.config = config;
@@ -320,10 +323,18 @@ fn check_name(name: &str) -> Result<(), LogError> {
 }
 
 /// What is not enforced is refused, not stored.
-fn check_config(config: &StreamConfig) -> Result<(), LogError> {
+fn check_config(name: &str, config: &StreamConfig) -> Result<(), LogError> {
     let refuse = |text: String| Err(LogError::BadConfig(text));
-    if config.compact {
-        return refuse("compaction is not available yet".into());
+    if config.compact && name.starts_with(QUEUES) {
+        return refuse(format!("`{name}` holds what queues wait for, and is not compacted"));
+    }
+    for (name, value) in [
+        ("min_compaction_lag_ms", config.min_compaction_lag_ms),
+        ("delete_retention_ms", config.delete_retention_ms),
+    ] {
+        if value.is_some_and(i64::is_negative) {
+            return refuse(format!("`{name}` is 0 or more"));
+        }
     }
     for (name, value) in
         [("retention_ms", config.retention_ms), ("retention_bytes", config.retention_bytes)]

@@ -17,7 +17,7 @@ use super::{
     guard::{self, Edge, Producer, SentBatch, Verdict},
     keys::{self, ByOffset},
     partition::Partition,
-    stored::{IndexEntry, Tail},
+    stored::{Cleaned, IndexEntry, Tail},
 };
 use crate::engine::Write;
 
@@ -35,12 +35,23 @@ pub(super) enum Change {
     Trim { partition: Arc<Partition>, before: Offset },
     /// Removes the keys of records that can no longer be read: all below `to`, `bytes` of batches.
     Erase { partition: PartitionId, keys: Vec<Bytes>, to: Offset, bytes: u64 },
+    /// Puts other batches, with fewer records, in the place of batches.
+    Compact { partition: Arc<Partition>, replaced: Vec<Replaced>, cleaned: Cleaned },
     /// Removes keys of a deleted partition.
     Clear { partition: PartitionId, keys: Vec<Bytes> },
     /// Brings the ends of partitions that came to be known after the shard was opened.
     Know { partitions: Vec<Arc<Partition>> },
     /// Forgets producers that were not seen since `before_ms`.
     Expire { producers: Vec<(PartitionId, i64)>, before_ms: i64 },
+}
+
+/// A stored batch, and what is left of it.
+pub(super) struct Replaced {
+    /// Last offset of the batch: its key.
+    pub last: Offset,
+    pub bytes: u64,
+    /// In order, at their offsets, within the old one.
+    pub left: Vec<Batch>,
 }
 
 /// A transaction whose parts have been looked up and checked.
@@ -173,6 +184,9 @@ impl State {
                     (partition, tail)
                 });
                 group.known.extend(known);
+            }
+            Change::Compact { partition, replaced, cleaned } => {
+                self.compact(&partition, replaced, cleaned, group);
             }
             Change::Clear { partition, keys } => {
                 self.tails.remove(&partition);
@@ -324,6 +338,37 @@ impl State {
             self.tails.insert(partition.id, open);
             group.tails.insert(partition.id, (Arc::clone(partition), open.tail));
         }
+    }
+
+    fn compact(
+        &mut self,
+        partition: &Arc<Partition>,
+        replaced: Vec<Replaced>,
+        cleaned: Cleaned,
+        group: &mut Group,
+    ) {
+        // Deleted meanwhile.
+        let Some(open) = self.tails.get_mut(&partition.id) else { return };
+        let key = |offset| ByOffset::Records.key(partition.id, offset);
+        // What lies below the start is erased meanwhile, and must not come back.
+        for Replaced { last, bytes, left } in
+            replaced.into_iter().filter(|old| old.last >= open.tail.start)
+        {
+            if left.last().is_none_or(|batch| batch.last_offset() != last) {
+                group.writes.push(Write::Delete(key(last)));
+            }
+            let mut stay = 0;
+            for batch in left.iter().filter(|batch| batch.last_offset() >= open.tail.start) {
+                stay += batch.bytes().len() as u64;
+                let write = Write::Put(key(batch.last_offset()), batch.bytes().clone());
+                group.writes.push(write);
+            }
+            open.tail.bytes_erased += bytes.saturating_sub(stay);
+            // Many small batches may be larger than one.
+            open.tail.bytes_appended += stay.saturating_sub(bytes);
+        }
+        open.tail.cleaned = cleaned;
+        group.tails.insert(partition.id, (Arc::clone(partition), open.tail));
     }
 
     fn expire(&mut self, producers: Vec<ProducerKey>, before_ms: i64, group: &mut Group) {

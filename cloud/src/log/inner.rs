@@ -19,6 +19,7 @@ use super::{
     keys,
     owner::{Lost, Order, Owner, Shared},
     partition::{Cache, Partition},
+    read::UNPACKED,
     slot::Slot,
     writing::{Answer, Inbox, Request},
 };
@@ -44,6 +45,8 @@ pub(super) struct Inner {
     pub lease: Lease,
     /// The way to other nodes; `None`: there are none.
     pub remote: Option<Arc<dyn Remote>>,
+    /// One pass of compaction by key at a time: two would put back what the other removed.
+    pub compacting: tokio::sync::Mutex<()>,
     owners: Mutex<Vec<JoinHandle<Result<(), LogError>>>>,
 }
 
@@ -95,9 +98,11 @@ pub(super) fn start(
         background: TaskTracker::new(),
         lease,
         remote,
+        compacting: tokio::sync::Mutex::default(),
         owners: Mutex::new(owners),
     });
     inner.start_background();
+    inner.start_compaction();
     inner
 }
 
@@ -221,6 +226,11 @@ impl Inner {
         let size = batch.bytes().len();
         if size > limit {
             return Err(LogError::BatchTooLarge { size, limit });
+        }
+        if entry.stream.config.compact {
+            for record in &batch.unpack(UNPACKED)? {
+                record?.key.ok_or(LogError::KeylessRecord)?;
+            }
         }
         let (partition, stream) = (Arc::clone(partition), Arc::clone(&entry.stream));
         Ok(PreparedAppend { partition, stream, batch })

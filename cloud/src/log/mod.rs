@@ -8,10 +8,14 @@
 //! ```
 //! Promises: transactions of one shard take effect in submit order, each wholly or not at all; an answer comes only after
 //! the transaction is durable; readers never see above the high watermark, which never falls; offsets of a partition
-//! are contiguous. Each stream's partition lives in one shard; each shard has one owning task.
+//! are contiguous, until compaction by key leaves gaps between batches, never within one. Each stream's partition lives in one shard; each shard has one owning task.
 //! Change here: order, offsets, durability. Not here: storage (`engine`), protocols (heads), where to route (`route`).
 
 mod catalog;
+mod compact;
+mod compaction;
+#[cfg(test)]
+mod compaction_tests;
 mod copy;
 mod decide;
 mod elsewhere;
@@ -394,6 +398,11 @@ impl Log {
         self.inner.run_retention(now_ms, true).await
     }
 
+    /// Compacts by key once, as of `now_ms`; it also runs by itself every `compaction_interval_ms`.
+    pub async fn run_compaction(&self, now_ms: i64) -> Result<(), LogError> {
+        self.inner.run_compaction(now_ms).await
+    }
+
     // ---- a head's own durable state, in the same shards and commits ----
 
     /// A key of head `space` (one letter each: see `keys`) for [`Transaction::writes`] and the reads below.
@@ -466,6 +475,17 @@ tributary_shared::settings! {
         pub retention_bytes: i64 = -1,
         /// How often retention is applied, ms.
         pub retention_interval_ms: u64 = 60_000,
+        /// How often compacted streams are looked after, ms.
+        pub compaction_interval_ms: u64 = 15_000,
+        /// A compacted partition is read through when this share of its bytes came since the last time, percent.
+        pub compaction_dirty_percent: u64 = 50,
+        /// Keys that one pass of compaction holds in memory, about 60 bytes each; more take several passes.
+        pub compaction_keys: usize = 500_000,
+        /// Records younger than this are not compacted, ms, unless their stream says otherwise.
+        pub min_compaction_lag_ms: i64 = 0,
+        /// A record without a value outlives those of its key that it replaced by at least this, ms, unless its stream says
+        /// otherwise.
+        pub delete_retention_ms: i64 = 86_400_000,
     }
 }
 

@@ -23,6 +23,8 @@ pub(super) struct Marks {
     pub start: Offset,
     pub high: Offset,
     pub max_timestamp_ms: i64,
+    /// Below it records may be missing: compacted by key.
+    pub gaps: Offset,
     /// Deleted: nothing will come any more.
     pub gone: bool,
 }
@@ -58,7 +60,7 @@ struct Recent {
 impl Partition {
     /// Nothing is known of its ends yet.
     pub(super) fn new(id: PartitionId, shard: ShardId) -> Arc<Self> {
-        let marks = Marks { start: 0, high: 0, max_timestamp_ms: i64::MIN, gone: false };
+        let marks = Marks { start: 0, high: 0, max_timestamp_ms: i64::MIN, gaps: 0, gone: false };
         Arc::new(Self {
             id,
             shard,
@@ -116,6 +118,7 @@ impl Partition {
             marks.start = marks.start.max(tail.start);
             marks.high = marks.high.max(tail.next);
             marks.max_timestamp_ms = marks.max_timestamp_ms.max(tail.max_timestamp_ms);
+            marks.gaps = marks.gaps.max(tail.cleaned.gaps);
             before != *marks
         });
     }
@@ -123,6 +126,11 @@ impl Partition {
     /// Its stream was deleted.
     pub(super) fn bury(&self) {
         self.marks.send_modify(|marks| marks.gone = true);
+        self.recent().clear();
+    }
+
+    /// Forgets the batches in memory: what is stored of them is less now.
+    pub(super) fn forget(&self) {
         self.recent().clear();
     }
 

@@ -25,7 +25,7 @@ const MAX_READ_BATCHES: usize = 16 * 1024;
 /// A step of a search through batches.
 const SEARCH: ScanLimit = ScanLimit { entries: 64, bytes: 2 * 1024 * 1024 };
 /// A record batch unpacks to at most this in a search by time.
-const UNPACKED: usize = 64 * 1024 * 1024;
+pub(super) const UNPACKED: usize = 64 * 1024 * 1024;
 
 impl Inner {
     pub(super) async fn read(
@@ -48,16 +48,20 @@ impl Inner {
         let batches = self.stored_batches(&partition, from, marks.high, limit).await?;
         match batches.first() {
             Some(first) if first.header().base_offset <= from => Ok(batches),
-            // Trimmed while it was read, or else lost.
-            _ => {
-                check_range(from, partition.marks())?;
+            // Trimmed while it was read, or compacted by key, or else lost.
+            first => {
+                let marks = partition.marks();
+                check_range(from, marks)?;
+                if first.is_some() && from < marks.gaps {
+                    return Ok(batches);
+                }
                 Err(broken(format!("records at offset {from} of partition {} are gone", id.0)))
             }
         }
     }
 
     /// Batches that end in `from..to`.
-    async fn stored_batches(
+    pub(super) async fn stored_batches(
         &self,
         partition: &Partition,
         from: Offset,

@@ -109,6 +109,9 @@ impl Inner {
         now_ms: i64,
     ) -> Result<(), LogError> {
         let config = &entry.stream.config;
+        if config.compact && !config.compact_and_delete {
+            return self.erase(partition).await;
+        }
         let age = config.retention_ms.unwrap_or(self.settings.retention_ms);
         let size = config.retention_bytes.unwrap_or(self.settings.retention_bytes);
         let mut start = partition.marks().start;
@@ -158,7 +161,11 @@ impl Inner {
             return Ok(marks.start);
         }
         let surplus = tail.bytes_appended - keep;
-        let floor = self.index_floor(partition, |entry| entry.bytes <= surplus).await?;
+        // The index counts what was appended; of a compacted partition that is not what is there.
+        let floor = match tail.cleaned.gaps {
+            0 => self.index_floor(partition, |entry| entry.bytes <= surplus).await?,
+            _ => None,
+        };
         // Before the first index entry lies less than one entry's worth of what is there.
         let (from, mut before) =
             floor.map_or((tail.erased, tail.bytes_erased), |(base, entry)| (base, entry.bytes));
@@ -195,7 +202,7 @@ impl Inner {
         Ok(high)
     }
 
-    async fn tail(&self, partition: &Partition) -> Result<Tail, LogError> {
+    pub(super) async fn tail(&self, partition: &Partition) -> Result<Tail, LogError> {
         let (shard, _) = self.opened(partition.shard)?;
         let stored = shard.get(&keys::tail(partition.id)).await;
         match stored.map_err(|error| self.explain(partition.shard, error))? {

@@ -29,6 +29,24 @@ pub(super) struct Tail {
     pub bytes_appended: u64,
     /// Bytes of all batches erased since.
     pub bytes_erased: u64,
+    /// How far it is compacted by key.
+    pub cleaned: Cleaned,
+}
+
+/// What compaction by key has done in a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Cleaned {
+    /// Below it records may be missing.
+    pub gaps: Offset,
+    /// Below it a key is there once.
+    pub to: Offset,
+    /// Bytes that had been appended below `to`, about.
+    pub bytes: u64,
+    /// Records without a value below it have replaced what they had to before `tombstones_ms`.
+    pub tombstones_to: Offset,
+    pub tombstones_ms: i64,
+    /// Records without a value that were seen below `to`, and stayed.
+    pub tombstones: u64,
 }
 
 impl Default for Tail {
@@ -40,13 +58,14 @@ impl Default for Tail {
             max_timestamp_ms: i64::MIN,
             bytes_appended: 0,
             bytes_erased: 0,
+            cleaned: Cleaned::default(),
         }
     }
 }
 
 impl Tail {
     pub(super) fn encode(&self) -> Bytes {
-        let mut out = BytesMut::with_capacity(49);
+        let mut out = BytesMut::with_capacity(97);
         out.put_u8(FORMAT);
         out.put_i64(self.start);
         out.put_i64(self.next);
@@ -54,6 +73,15 @@ impl Tail {
         out.put_i64(self.max_timestamp_ms);
         out.put_u64(self.bytes_appended);
         out.put_u64(self.bytes_erased);
+        // Only where it says something: a tail is written with every group of appends.
+        if self.cleaned != Cleaned::default() {
+            out.put_i64(self.cleaned.gaps);
+            out.put_i64(self.cleaned.to);
+            out.put_u64(self.cleaned.bytes);
+            out.put_i64(self.cleaned.tombstones_to);
+            out.put_i64(self.cleaned.tombstones_ms);
+            out.put_u64(self.cleaned.tombstones);
+        }
         out.freeze()
     }
 
@@ -66,7 +94,24 @@ impl Tail {
             max_timestamp_ms: body.get_i64(),
             bytes_appended: body.get_u64(),
             bytes_erased: body.get_u64(),
+            cleaned: Cleaned::read(body),
         })
+    }
+}
+
+impl Cleaned {
+    fn read(mut body: &[u8]) -> Self {
+        if body.len() < 48 {
+            return Self::default();
+        }
+        Self {
+            gaps: body.get_i64(),
+            to: body.get_i64(),
+            bytes: body.get_u64(),
+            tombstones_to: body.get_i64(),
+            tombstones_ms: body.get_i64(),
+            tombstones: body.get_u64(),
+        }
     }
 }
 
@@ -222,7 +267,18 @@ mod tests {
             max_timestamp_ms: -7,
             bytes_appended: 1 << 40,
             bytes_erased: 5,
+            cleaned: Cleaned::default(),
         };
+        assert_eq!((Tail::decode(&tail.encode()).unwrap(), tail.encode().len()), (tail, 49));
+        let cleaned = Cleaned {
+            gaps: 8,
+            to: 7,
+            bytes: 99,
+            tombstones_to: 6,
+            tombstones_ms: 1_700_000_000_000,
+            tombstones: 2,
+        };
+        let tail = Tail { cleaned, ..tail };
         assert_eq!(Tail::decode(&tail.encode()).unwrap(), tail);
         let entry = IndexEntry { max_timestamp_ms: i64::MIN, bytes: 77 };
         assert_eq!(IndexEntry::decode(&entry.encode()).unwrap(), entry);

@@ -29,8 +29,17 @@ pub struct StreamConfig {
     pub retention_ms: Option<i64>,
     /// Oldest records go when a partition is larger, bytes; -1 = never.
     pub retention_bytes: Option<i64>,
-    /// Keep only the last record of each key.
+    /// Keep only the last record of each key; age and size count only with `compact_and_delete`.
     pub compact: bool,
+    /// A compacted stream's records go by age and size as well.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub compact_and_delete: bool,
+    /// Records younger than this are not compacted, ms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_compaction_lag_ms: Option<i64>,
+    /// A record without a value outlives those of its key that it replaced by at least this, ms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delete_retention_ms: Option<i64>,
     /// Largest batch, bytes.
     pub max_batch_bytes: Option<usize>,
     /// Timestamps are the log's, not the producer's.

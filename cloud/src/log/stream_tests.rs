@@ -56,8 +56,8 @@ async fn streams_are_made_grown_changed_and_deleted_for_good() {
     let p = PartitionId::new(first.id, 4);
     let large = log.append(p, batch_with(&[1], 100, None), Guard::None).await;
     assert!(matches!(large, Err(LogError::BatchTooLarge { limit: 100, .. })));
-    let compact = StreamConfig { compact: true, ..StreamConfig::default() };
-    assert!(matches!(log.configure_stream("a", compact).await, Err(LogError::BadConfig(_))));
+    let never = StreamConfig { delete_retention_ms: Some(-1), ..StreamConfig::default() };
+    assert!(matches!(log.configure_stream("a", never).await, Err(LogError::BadConfig(_))));
 
     log.append(p, batch_with(&[1], 1, None), Guard::None).await.unwrap();
     log.close().await.unwrap();

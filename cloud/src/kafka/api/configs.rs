@@ -112,13 +112,51 @@ pub(super) fn topic_entries(client: &Client, config: &StreamConfig) -> Vec<Entry
         Entry::topic(
             "cleanup.policy",
             LIST,
-            config.compact.then_some("compact"),
+            policy(config),
             ("log.cleanup.policy", "delete"),
             "What happens to old records.",
+        ),
+        Entry::topic(
+            "min.compaction.lag.ms",
+            LONG,
+            config.min_compaction_lag_ms,
+            ("log.cleaner.min.compaction.lag.ms", log.min_compaction_lag_ms),
+            "Younger records are not compacted.",
+        ),
+        Entry::topic(
+            "delete.retention.ms",
+            LONG,
+            config.delete_retention_ms,
+            ("log.cleaner.delete.retention.ms", log.delete_retention_ms),
+            "A record without a value stays this long after what it replaced is gone.",
         ),
         Entry::fixed("compression.type", STRING, "producer", FROM_DEFAULT, "As the producer sent."),
         Entry::fixed("min.insync.replicas", INT, 1, FROM_DEFAULT, "The object store replicates."),
     ]
+}
+
+fn policy(config: &StreamConfig) -> Option<&'static str> {
+    match (config.compact, config.compact_and_delete) {
+        (true, true) => Some("compact,delete"),
+        (true, false) => Some("compact"),
+        (false, _) => None,
+    }
+}
+
+fn set_policy(config: &mut StreamConfig, value: Option<&str>) -> Result<(), String> {
+    let (mut compact, mut delete) = (false, value.is_none());
+    for policy in value.unwrap_or_default().split(',').map(str::trim).filter(|p| !p.is_empty()) {
+        match policy {
+            "compact" => compact = true,
+            "delete" => delete = true,
+            _ => return Err("`cleanup.policy` is delete, compact, or compact,delete".into()),
+        }
+    }
+    if !compact && !delete {
+        return Err("`cleanup.policy` is delete, compact, or compact,delete".into());
+    }
+    (config.compact, config.compact_and_delete) = (compact, compact && delete);
+    Ok(())
 }
 
 /// This node's id.
@@ -178,13 +216,9 @@ pub(super) fn set(
                 Some(_) => return Err(format!("`{name}` is CreateTime or LogAppendTime")),
             };
         }
-        "cleanup.policy" => {
-            config.compact = match value {
-                None | Some("delete") => false,
-                Some("compact") => true,
-                Some(_) => return Err(format!("`{name}` is delete or compact")),
-            };
-        }
+        "cleanup.policy" => set_policy(config, value)?,
+        "min.compaction.lag.ms" => config.min_compaction_lag_ms = number(value)?,
+        "delete.retention.ms" => config.delete_retention_ms = number(value)?,
         // Fixed here: saying what is true anyway is no change.
         "compression.type" if matches!(value, None | Some("producer")) => {}
         "min.insync.replicas" if matches!(value, None | Some("1")) => {}
