@@ -26,7 +26,7 @@ fn refused(s3: SocketAddr, prefix: &str, secret: &str, arguments: &[&str]) -> St
     command.args(["serve", "--data", &format!("s3://test/{prefix}")]);
     command.args(["--set", &format!("engine.s3_endpoint=http://{s3}")]);
     command.args(["--set", "telemetry.level=error"]).args(arguments);
-    DOORS.iter().for_each(|door| drop(command.args([door, "127.0.0.1:0"])));
+    command.args(DOORS.iter().flat_map(|door| [door, "127.0.0.1:0"]));
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
