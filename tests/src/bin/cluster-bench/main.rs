@@ -111,7 +111,7 @@ fn produce(kafka: &str, nodes: usize, for_: Duration) -> f64 {
         .set("enable.idempotence", "true")
         .set("linger.ms", "20")
         .set("batch.size", "500000")
-        .set("queue.buffering.max.messages", "200000")
+        .set("queue.buffering.max.messages", "40000")
         .set("topic.metadata.refresh.interval.ms", "1000")
         .create_with_context(acked.clone())
         .expect("producer");
