@@ -202,10 +202,9 @@ impl Door {
         let header = Header { protocol: Protocol::Mqtt, address, certificate };
         let mut first = BytesMut::new();
         write(&Packet::Connect(opened.connect.clone()), opened.connect.version, &mut first);
-        first.extend_from_slice(&opened.buffer);
+        let said = (&first[..], &opened.buffer[..]);
         let client = &mut opened.stream;
-        let handed =
-            self.peers.hand_on(&self.log, shard, &header, client, &first, &self.stop).await;
+        let handed = self.peers.hand_on(&self.log, shard, &header, client, said, &self.stop).await;
         match handed {
             HandedOn::Here => Some(opened),
             HandedOn::Served => None,

@@ -200,7 +200,7 @@ async fn serve_one(
     admitted.handshake_done();
     let header = Header { protocol: Protocol::Amqp, address: Some(peer), certificate: None };
     let (log, home, stop) = (&shared.log, shared.home, &shared.stop);
-    match shared.peers.hand_on(log, home, &header, &mut stream, &first, stop).await {
+    match shared.peers.hand_on(log, home, &header, &mut stream, (&first, b""), stop).await {
         HandedOn::Here => serve_here(&shared, stream, &first, peer, admitted).await,
         HandedOn::Served => {}
         HandedOn::Nobody => turn_away(stream, &first, peer).await,

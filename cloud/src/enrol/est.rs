@@ -106,7 +106,7 @@ impl Door {
     async fn here_or_there(&self, mut stream: TcpStream, address: SocketAddr) -> io::Result<()> {
         let header = Header { protocol: Protocol::Est, address: Some(address), certificate: None };
         let (home, stop) = (self.enrol.home(), &self.stop);
-        match self.peers.hand_on(&self.log, home, &header, &mut stream, b"", stop).await {
+        match self.peers.hand_on(&self.log, home, &header, &mut stream, (b"", b""), stop).await {
             HandedOn::Here => visit(stream, &self.tls, &self.enrol, address).await,
             HandedOn::Served => Ok(()),
             HandedOn::Nobody => Err(io::Error::other("no node has the book of enrolment")),

@@ -64,15 +64,16 @@ pub(super) struct Away {
 }
 
 impl Peers {
-    /// Has a client served by who serves `shard`. `first` goes before the client's other bytes, which are left where they are
-    /// until the owner has answered that; if `first` is empty, they go as they come, to one owner only.
+    /// Has a client served by who serves `shard`. An owner gets `first`, which may be said twice, and nothing more until it has
+    /// answered that: messages behind a CONNECT must not reach two owners. Then `rest`, which was read already, and the
+    /// client's other bytes. If `first` is empty they go as they come, to one owner only.
     pub async fn hand_on<S>(
         &self,
         log: &Log,
         shard: ShardId,
         header: &Header,
         client: &mut S,
-        first: &[u8],
+        (first, rest): (&[u8], &[u8]),
         stop: &CancellationToken,
     ) -> HandedOn
     where
@@ -90,7 +91,7 @@ impl Peers {
                 None => return HandedOn::Served,
             };
             let (owner, mut changes) = (away.owner, away.changes.clone());
-            if !away.carry(client, first, stop).await {
+            if !away.carry(client, (first, rest), stop).await {
                 return HandedOn::Served;
             }
             given_back += 1;
@@ -180,9 +181,14 @@ impl Peers {
 }
 
 impl Away {
-    /// Carries bytes both ways, `first` before the client's others, until either end is done, the shard has another owner, or
+    /// Carries bytes both ways, `first` and once that is answered `rest` before the client's others, until either end is done, the shard has another owner, or
     /// `stop`. Whether the client has heard nothing, so that another may have it.
-    async fn carry<S>(self, client: &mut S, first: &[u8], stop: &CancellationToken) -> bool
+    async fn carry<S>(
+        self,
+        client: &mut S,
+        (first, rest): (&[u8], &[u8]),
+        stop: &CancellationToken,
+    ) -> bool
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -212,7 +218,13 @@ impl Away {
             let Some(answer) = answer.get(..read).filter(|answer| !answer.is_empty()) else {
                 return true;
             };
-            if client.write_all(answer).await.is_err() || client.flush().await.is_err() {
+            let both = async {
+                client.write_all(answer).await?;
+                client.flush().await?;
+                stream.write_all(rest).await?;
+                stream.flush().await
+            };
+            if both.await.is_err() {
                 return false;
             }
         }

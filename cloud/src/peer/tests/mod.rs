@@ -67,11 +67,11 @@ fn handing(
     peers: Peers,
     log: Log,
     mut inside: tokio::io::DuplexStream,
-    first: &'static [u8],
+    said: (&'static [u8], &'static [u8]),
     stop: CancellationToken,
 ) -> JoinHandle<HandedOn> {
     tokio::spawn(
-        async move { peers.hand_on(&log, SHARD, &client(), &mut inside, first, &stop).await },
+        async move { peers.hand_on(&log, SHARD, &client(), &mut inside, said, &stop).await },
     )
 }
 
@@ -146,7 +146,7 @@ async fn nodes_that_share_a_secret_hand_clients_on_with_who_they_are() {
     let stop = CancellationToken::new();
     let until = stop.clone();
     let log = log().await;
-    let splicing = handing(peers, log, inside, b"first ", until);
+    let splicing = handing(peers, log, inside, (b"first ", b""), until);
     let mut first = [0; 6];
     outside.read_exact(&mut first).await.unwrap();
     assert_eq!(&first, b"first ");
@@ -251,7 +251,8 @@ async fn a_client_is_let_go_when_its_shard_moves() {
     let (cluster, map) = cluster(view(&at, Some(2)));
     let peers = Peers::open(&Settings::default(), cluster).unwrap();
     let (mut outside, inside) = duplex(64);
-    let splicing = handing(peers.clone(), log().await, inside, b"", CancellationToken::new());
+    let splicing =
+        handing(peers.clone(), log().await, inside, (b"", b""), CancellationToken::new());
     echo(&mut outside, b"served").await.unwrap();
     map.send_replace(view(&at, Some(1)));
     assert_eq!(splicing.await.unwrap(), HandedOn::Served);
@@ -270,13 +271,17 @@ async fn a_client_that_an_owner_gives_back_is_served_by_the_next_and_hears_nothi
     let (cluster, map) = cluster(view(&old.local_addr().unwrap().to_string(), Some(2)));
     let peers = Peers::open(&Settings::default(), cluster).unwrap();
     let (mut outside, inside) = duplex(64);
-    let handing = handing(peers, log().await, inside, b"first ", CancellationToken::new());
+    let handing =
+        handing(peers, log().await, inside, (b"first ", b"rest "), CancellationToken::new());
     let (mut given, _) = old.accept().await.unwrap();
     let mut bytes = vec![0; 64];
     while !bytes.ends_with(b"first ") {
         let read = given.read_buf(&mut bytes).await.unwrap();
         assert!(read > 0);
     }
+    // What must be said once is not said to who has not answered.
+    let more = timeout(Duration::from_millis(50), given.read_buf(&mut bytes)).await;
+    assert!(more.is_err(), "{bytes:?}");
     drop(given);
     map.send_replace(view(&far.address.to_string(), Some(3)));
     let other = node(3, &far.address.to_string());
@@ -285,9 +290,9 @@ async fn a_client_that_an_owner_gives_back_is_served_by_the_next_and_hears_nothi
         next.nodes.insert(NodeId(3), other);
         *view = Arc::new(next);
     });
-    let mut first = [0; 6];
-    outside.read_exact(&mut first).await.unwrap();
-    assert_eq!(&first, b"first ");
+    let mut echoed = [0; 11];
+    outside.read_exact(&mut echoed).await.unwrap();
+    assert_eq!(&echoed, b"first rest ");
     echo(&mut outside, b"then").await.unwrap();
     drop(outside);
     assert_eq!(handing.await.unwrap(), HandedOn::Served);
@@ -320,7 +325,7 @@ async fn a_shard_nobody_serves_is_refused_in_bounded_time() {
     let handing = || async {
         let (_outside, mut inside) = duplex(64);
         let (log, stop) = (log().await, CancellationToken::new());
-        peers.hand_on(&log, SHARD, &client(), &mut inside, b"first", &stop).await
+        peers.hand_on(&log, SHARD, &client(), &mut inside, (b"first", b""), &stop).await
     };
     assert_eq!(handing().await, HandedOn::Nobody);
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
