@@ -23,6 +23,7 @@ pub mod simulation;
 pub use checker::Checker;
 pub use device::Device;
 pub use process::{Cloud, Edge, http_get};
+pub use random::Random;
 
 /// Prints one line to stdout at once, past the test runner, which keeps what passing tests print to itself: what was skipped
 /// is to be seen.

@@ -4,7 +4,7 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::{
         atomic::{AtomicU32, Ordering},
         mpsc,
@@ -30,6 +30,24 @@ pub fn until(what: &str, mut is: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "never: {what}");
         std::thread::sleep(LOOK);
     }
+}
+
+/// Runs a program to its end; one that takes longer is killed.
+pub fn run(mut command: Command, within: Duration) -> Output {
+    let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = piped.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let id = child.id();
+    let (send, receive) = mpsc::channel();
+    std::thread::spawn(move || send.send(child.wait_with_output()));
+    let ended = receive.recv_timeout(within).or_else(|_| {
+        signal(id, "KILL");
+        receive.recv()
+    });
+    ended.expect("a thread that waits").unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+fn signal(process: u32, name: &str) {
+    let _ = Command::new("kill").args(["-s", name, &process.to_string()]).status();
 }
 
 /// One running process and what its `ready` line said.
@@ -131,8 +149,7 @@ impl Process {
 
     /// Sends a signal by its name: `STOP`, `CONT`.
     pub fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        let _ = Command::new("kill").args(["-s", name, &pid]).status();
+        signal(self.child.id(), name);
     }
 
     /// Asks it to stop (SIGTERM) and returns its exit code.

@@ -3,15 +3,11 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
-use std::{
-    net::SocketAddr,
-    process::{Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, process::Command, time::Duration};
 
 use tributary_tests::{
     Cloud,
-    process::binary,
+    process::{binary, run},
     s3::{ACCESS_KEY, Control, Faults, MemoryS3, SECRET_KEY},
 };
 
@@ -27,20 +23,7 @@ fn refused(s3: SocketAddr, prefix: &str, secret: &str, arguments: &[&str]) -> St
     command.args(["--set", &format!("engine.s3_endpoint=http://{s3}")]);
     command.args(["--set", "telemetry.level=error"]).args(arguments);
     command.args(DOORS.iter().flat_map(|door| [door, "127.0.0.1:0"]));
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("started");
-    let deadline = Instant::now() + SOON;
-    while child.try_wait().expect("a child").is_none() {
-        if Instant::now() > deadline {
-            let _ = child.kill();
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let output = child.wait_with_output().expect("its end");
+    let output = run(command, SOON);
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
     assert_eq!(said.lines().count(), 1, "one sentence: {said}");

@@ -23,8 +23,6 @@ use crate::{
 
 /// How long shards that are this node's from the start are waited for before it says that it is ready.
 const FIRST_SHARDS: Duration = Duration::from_secs(20);
-/// After the last shard was handed over clients are still told where they find it.
-const LINGER: Duration = Duration::from_millis(400);
 
 /// The opened data.
 pub(super) struct Data {
@@ -44,10 +42,8 @@ impl Joined {
     /// Hands all shards over and leaves, within a time.
     pub(super) async fn leave(self, within: Duration) {
         self.membership.leave();
-        let alone = self.membership.map().living().count() < 2;
         match timeout(within, self.task).await {
-            Ok(Ok(Ok(()))) if alone => {}
-            Ok(Ok(Ok(()))) => tokio::time::sleep(LINGER).await,
+            Ok(Ok(Ok(()))) => {}
             Ok(Ok(Err(error))) => tracing::warn!(%error, "did not leave the cluster well"),
             Ok(Err(error)) => tracing::warn!(%error, "did not leave the cluster well"),
             Err(_) => tracing::warn!("did not hand everything over in time; others will take it"),

@@ -45,6 +45,29 @@ pub(super) struct Endpoint {
     pub(super) port: i32,
 }
 
+/// Leaders that an answer names, and where they are: who is refused need not ask (KIP-951).
+#[derive(Default)]
+pub(super) struct Named {
+    /// Each once.
+    pub(super) nodes: Vec<Endpoint>,
+}
+
+impl Named {
+    /// Notes the leader down. Its id and epoch as the answer has them; `None`: nobody can be sent there.
+    pub(super) fn leader(
+        &mut self,
+        client: &Client,
+        view: &View,
+        leader: Leader,
+    ) -> Option<(i32, i32)> {
+        let node = view.nodes.get(&leader.owner?)?;
+        if self.nodes.iter().all(|known| known.id != node.id.0) {
+            self.nodes.push(client.endpoint(view, node)?);
+        }
+        Some((node.id.0, leader.epoch))
+    }
+}
+
 /// A node's id as Kafka has it; -1: nobody.
 pub(super) fn number(node: Option<NodeId>) -> i32 {
     node.map_or(-1, |node| node.0)
@@ -80,6 +103,32 @@ impl Head {
     ) -> Result<i32, Code> {
         let shard = self.log.shard_of(partition).map_err(|error| Code::from(&error))?;
         self.serves(shard, patience).await.map_err(|_| Code::NotLeaderOrFollower)
+    }
+
+    /// Who leads a partition that is not served here. Waits while that is being settled. `None`: nobody else does.
+    pub(super) async fn gone_to(
+        &self,
+        partition: PartitionId,
+        Patience(until): Patience,
+    ) -> Option<(Arc<View>, Leader)> {
+        let shard = self.log.shard_of(partition).ok()?;
+        let mut changes = self.cluster.changes();
+        loop {
+            let view = Arc::clone(&changes.borrow_and_update());
+            let leader = view.leader(shard);
+            if leader.owner.is_some_and(|owner| owner != view.me) {
+                return Some((view, leader));
+            }
+            // Led here again, or by nobody for longer than anybody waits.
+            if leader.owner.is_none() || self.log.is_here(shard) {
+                return None;
+            }
+            tokio::select! {
+                changed = changes.changed() => changed.ok()?,
+                () = sleep_until(until) => return None,
+                () = self.stop.cancelled() => return None,
+            }
+        }
     }
 
     /// Whether this node coordinates the group.

@@ -206,6 +206,8 @@ pub struct Member {
     me: Me,
     phase: Phase,
     draining: bool,
+    /// Since when the map gives nothing to this node, which leaves.
+    bare: Option<Ms>,
     /// The newest map known.
     map: Option<Map>,
     /// When the last look began that said that there is no newer one (or found it).
@@ -247,6 +249,7 @@ impl Member {
             me,
             phase: Phase::Finding,
             draining: false,
+            bare: None,
             map: None,
             looked: None,
             looking: false,

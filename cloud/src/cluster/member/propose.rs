@@ -11,12 +11,18 @@ use crate::cluster::{
 /// A proposal that failed is made again after a moment, of which a part is random.
 const AGAIN: Ms = 20;
 const AGAIN_RANDOM: Ms = 60;
+/// Who leaves stays in the map so long after its last shard went: clients are still told there where to go, and none hears of the new
+/// owner and of the old one's end at once (librdkafka then looks again only after a second).
+const FAREWELL: Ms = 400;
 
 impl Member {
     pub(super) fn propose(&mut self, now: Ms) {
         // Who is not sure that it lives changes nothing; who has not looked for long knows nothing.
         if self.writing || now < self.write_at || !self.is_sure(now) || !self.is_fresh(now) {
             return;
+        }
+        if self.bare.is_none() && self.draining && self.is_bare() {
+            self.bare = Some(now);
         }
         if let Some(map) = self.proposal(now) {
             self.writing = true;
@@ -43,7 +49,9 @@ impl Member {
                     }
                 }
                 if self.draining {
-                    if entry.standing == Standing::Leaving && self.is_empty() {
+                    let told = self.bare.is_some_and(|since| now >= since + FAREWELL);
+                    let last = map.up().all(|id| id == me);
+                    if entry.standing == Standing::Leaving && self.is_empty() && (told || last) {
                         next.remove(me);
                     }
                     next.leave(me);
@@ -61,6 +69,15 @@ impl Member {
         }
         next.version = map.version + 1;
         Some(next)
+    }
+
+    /// The map gives nothing to this node any more.
+    fn is_bare(&self) -> bool {
+        let owns = |map: &Map| {
+            let me = self.entry().map(|(me, _)| me);
+            map.places().any(|(_, place)| place.owner == me)
+        };
+        self.is_empty() && self.map.as_ref().is_some_and(|map| !owns(map))
     }
 
     pub(super) fn map_created(&mut self, began: Ms, map: Map, answer: &Answer, now: Ms) {

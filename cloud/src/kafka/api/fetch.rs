@@ -24,9 +24,9 @@ use crate::{
             Close, Request,
             wire::fetch_request::{FetchPartition, FetchRequest},
         },
-        place,
+        place::{self, Named},
     },
-    log::{Log, LogError, PartitionId, Stream},
+    log::{Log, LogError, PartitionId, Stream, StreamId},
 };
 
 /// First version that names topics by id.
@@ -36,6 +36,7 @@ pub(super) const BY_ID_FROM: i16 = 13;
 pub(super) struct Topic {
     pub(super) name: String,
     pub(super) id: Uuid,
+    stream: Option<StreamId>,
     pub(super) partitions: Vec<Part>,
 }
 
@@ -46,6 +47,8 @@ pub(super) struct Part {
     max_bytes: usize,
     partition: Result<PartitionId, Code>,
     pub(super) error: Code,
+    /// Id and epoch, for who is refused by this node.
+    pub(super) leader: Option<(i32, i32)>,
     pub(super) start: i64,
     pub(super) high: i64,
     /// High watermark before it was read: what is above it was perhaps not seen.
@@ -72,7 +75,8 @@ pub(super) async fn answer(client: &Client, request: &Request) -> Result<Vec<Byt
         let over = Instant::now() >= deadline || head.stop.is_cancelled();
         if bytes >= min_bytes || failed || over {
             Numbers::add(&head.numbers.fetched_bytes_total, bytes as u64);
-            return Ok(fetch_answer::encode(request, &topics));
+            let leaders = name_leaders(client, &mut topics);
+            return Ok(fetch_answer::encode(request, &topics, &leaders.nodes));
         }
         tokio::select! {
             moved = any_moved(&head.log, &topics) => {
@@ -112,7 +116,8 @@ async fn resolve(client: &Client, version: i16, asked: FetchRequest) -> Vec<Topi
             };
             partitions.push(Part::new(asked, partition));
         }
-        topics.push(Topic { partitions, name: topic.topic.to_string(), id: topic.topic_id });
+        let (name, id) = (topic.topic.to_string(), topic.topic_id);
+        topics.push(Topic { name, id, stream: stream.ok().map(|stream| stream.id), partitions });
     }
     topics
 }
@@ -128,6 +133,25 @@ async fn find(
     let epoch = client.head.leads(partition, patience).await?;
     place::check_epoch(asked.current_leader_epoch, epoch)?;
     Ok(partition)
+}
+
+/// Says of every partition that is not served here who leads it, as far as that is known.
+fn name_leaders(client: &Client, topics: &mut [Topic]) -> Named {
+    let head = &client.head;
+    let mut named = Named::default();
+    for topic in topics {
+        let gone = |part: &&mut Part| {
+            matches!(part.error, Code::NotLeaderOrFollower | Code::FencedLeaderEpoch)
+        };
+        for part in topic.partitions.iter_mut().filter(gone) {
+            let index = u32::try_from(part.index).ok();
+            let Some((stream, index)) = topic.stream.zip(index) else { continue };
+            let view = head.cluster.view();
+            let leader = head.leader(&view, PartitionId::new(stream, index));
+            part.leader = named.leader(client, &view, leader);
+        }
+    }
+    named
 }
 
 /// Reads every partition that has nothing yet, as far as `max_bytes` for all goes.
@@ -153,6 +177,7 @@ impl Part {
             from: asked.fetch_offset,
             max_bytes: asked.partition_max_bytes.max(0) as usize,
             error: partition.err().unwrap_or(Code::None),
+            leader: None,
             partition,
             start: -1,
             high: -1,

@@ -5,14 +5,18 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::fetch::{BY_ID_FROM, Part, Topic};
-use crate::kafka::frame::Request;
+use crate::kafka::{frame::Request, place::Endpoint};
 
 /// FETCH_SESSION_ID_NOT_FOUND: we never give a session.
 const NO_SESSION: i16 = 70;
 
+/// First version that tells where the leaders are that it names; those it names since it has tagged fields.
+const ENDPOINTS_FROM: i16 = 16;
+
 /// Batches below this size are cheaper to copy than to hand on.
 const COPY_BELOW: usize = 8 * 1024;
 
+#[derive(Default)]
 struct Writer {
     version: i16,
     flexible: bool,
@@ -20,8 +24,8 @@ struct Writer {
     now: BytesMut,
 }
 
-/// The whole answer, in pieces.
-pub(super) fn encode(request: &Request, topics: &[Topic]) -> Vec<Bytes> {
+/// The whole answer, in pieces. `nodes`: where the leaders are that parts name.
+pub(super) fn encode(request: &Request, topics: &[Topic], nodes: &[Endpoint]) -> Vec<Bytes> {
     let mut writer = Writer::new(request, 0);
     writer.count(topics.len());
     for topic in topics {
@@ -36,14 +40,14 @@ pub(super) fn encode(request: &Request, topics: &[Topic]) -> Vec<Bytes> {
         }
         writer.tags();
     }
-    writer.finish()
+    writer.finish(nodes)
 }
 
 /// The answer to a client that believes to have a session.
 pub(super) fn no_session(request: &Request) -> Vec<Bytes> {
     let mut writer = Writer::new(request, NO_SESSION);
     writer.count(0);
-    writer.finish()
+    writer.finish(&[])
 }
 
 impl Writer {
@@ -83,7 +87,33 @@ impl Writer {
                 self.done.push(bytes.clone());
             }
         }
-        self.tags();
+        match part.leader {
+            Some((id, epoch)) if self.flexible => {
+                let mut leader = BytesMut::with_capacity(9);
+                leader.put_i32(id);
+                leader.put_i32(epoch);
+                leader.put_u8(0);
+                self.one_tag(1, &leader);
+            }
+            _ => self.tags(),
+        }
+    }
+
+    fn nodes(&mut self, nodes: &[Endpoint]) {
+        if self.version < ENDPOINTS_FROM || nodes.is_empty() {
+            return self.tags();
+        }
+        let mut inner = Self { version: self.version, flexible: true, ..Self::default() };
+        inner.count(nodes.len());
+        for node in nodes {
+            inner.now.put_i32(node.id);
+            inner.string(&node.host);
+            inner.now.put_i32(node.port);
+            // No rack.
+            inner.varint(0);
+            inner.tags();
+        }
+        self.one_tag(0, &inner.now);
     }
 
     fn length(&mut self, length: usize) {
@@ -123,14 +153,23 @@ impl Writer {
         self.now.put_u8(value as u8);
     }
 
+    /// Tagged fields of which there is one.
+    fn one_tag(&mut self, tag: u32, field: &[u8]) {
+        self.varint(1);
+        self.varint(tag);
+        self.varint(field.len() as u32);
+        self.now.put_slice(field);
+    }
+
+    /// No tagged fields.
     fn tags(&mut self) {
         if self.flexible {
             self.now.put_u8(0);
         }
     }
 
-    fn finish(mut self) -> Vec<Bytes> {
-        self.tags();
+    fn finish(mut self, nodes: &[Endpoint]) -> Vec<Bytes> {
+        self.nodes(nodes);
         self.done.push(self.now.freeze());
         let size: usize = self.done.iter().map(Bytes::len).sum();
         // The first piece begins with the room for the size: it is replaced by one that has it.

@@ -2,12 +2,13 @@
 //!
 //! Two steps, so that the next request is read meanwhile: [`submit`] hands every batch to the log in order,
 //! [`Submitted::answer`] waits. acks=1 and acks=all promise the same: durable. acks=0 gets no answer.
+//! Who is sent on to another node is told which one (KIP-951).
 //! Not here: sequence numbers (`log`), what a batch must look like (`record`).
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tributary_shared::record::{Batch, BatchError};
 
-use super::Patience;
+use super::{Endpoint, Patience};
 use crate::{
     kafka::{
         Client, Head, Numbers,
@@ -15,19 +16,24 @@ use crate::{
         frame::{
             self, Close, Request, StrBytes, text,
             wire::{
-                TopicName,
+                BrokerId, TopicName,
                 produce_request::{ProduceRequest, TopicProduceData},
                 produce_response::{
-                    PartitionProduceResponse, ProduceResponse, TopicProduceResponse,
+                    LeaderIdAndEpoch, NodeEndpoint, PartitionProduceResponse, ProduceResponse,
+                    TopicProduceResponse,
                 },
             },
         },
+        place::Named,
     },
     log::{Append, Guard, LogError, PartitionId, Pending, Stream, Transaction},
 };
 
 /// Oldest version we append for; below it we only say so.
 const SERVED_FROM: i16 = 3;
+
+/// First version that tells who leads a partition that is not led here.
+const LEADERS_FROM: i16 = 10;
 
 /// Attribute bits of batches that only transactions may send: transactional, control.
 const TRANSACTION_BITS: i16 = 0x30;
@@ -183,10 +189,12 @@ impl Submitted {
             return self.unanswered();
         }
         let mut responses = Vec::with_capacity(self.topics.len());
+        let mut leaders = Leaders::new(client, self.request.version);
         for (name, outcomes) in self.topics {
             let mut partitions = Vec::with_capacity(outcomes.len());
             for (index, outcome) in outcomes {
-                partitions.push(settle(client, index, outcome).await);
+                let response = settle(client, index, outcome).await;
+                partitions.push(leaders.tell(&name, response).await);
             }
             responses.push(
                 TopicProduceResponse::default()
@@ -197,7 +205,9 @@ impl Submitted {
         if self.request.version < SERVED_FROM {
             return Ok(vec![old_answer(&self.request, &responses)]);
         }
-        let response = ProduceResponse::default().with_responses(responses);
+        let response = ProduceResponse::default()
+            .with_responses(responses)
+            .with_node_endpoints(leaders.nodes());
         Ok(vec![self.request.encode(&response)?])
     }
 
@@ -209,6 +219,54 @@ impl Submitted {
             }
         }
         Ok(Vec::new())
+    }
+}
+
+/// Tells those who are refused by this node who leads.
+struct Leaders<'a> {
+    client: &'a Client,
+    version: i16,
+    patience: Patience,
+    named: Named,
+}
+
+impl<'a> Leaders<'a> {
+    fn new(client: &'a Client, version: i16) -> Self {
+        Self { client, version, patience: Patience::begin(), named: Named::default() }
+    }
+
+    async fn tell(
+        &mut self,
+        topic: &str,
+        response: PartitionProduceResponse,
+    ) -> PartitionProduceResponse {
+        let refused = response.error_code == Code::NotLeaderOrFollower.number();
+        if !refused || self.version < LEADERS_FROM {
+            return response;
+        }
+        match self.find(topic, response.index).await {
+            Some((id, epoch)) => response.with_current_leader(
+                LeaderIdAndEpoch::default().with_leader_id(BrokerId(id)).with_leader_epoch(epoch),
+            ),
+            None => response,
+        }
+    }
+
+    async fn find(&mut self, topic: &str, index: i32) -> Option<(i32, i32)> {
+        let head = &self.client.head;
+        let partition = super::partition(&head.log, topic, index).ok()?;
+        let (view, leader) = head.gone_to(partition, self.patience).await?;
+        self.named.leader(self.client, &view, leader)
+    }
+
+    fn nodes(self) -> Vec<NodeEndpoint> {
+        let node = |at: Endpoint| {
+            NodeEndpoint::default()
+                .with_node_id(BrokerId(at.id))
+                .with_host(text(at.host))
+                .with_port(at.port)
+        };
+        self.named.nodes.into_iter().map(node).collect()
     }
 }
 

@@ -269,6 +269,53 @@ async fn clients_are_told_who_leads_and_sent_on_from_everybody_else() {
 }
 
 #[tokio::test]
+async fn who_is_refused_is_told_who_leads_and_where() {
+    let nodes = Nodes::start().await;
+    let mut clients = nodes.clients().await;
+    let leader = nodes.topic(&mut clients).await;
+    let (other, id) = (1 - leader, leader as i32 + 1);
+    let named = metadata_request::MetadataRequestTopic::default();
+    let named = named.with_name(Some(TopicName(text("t"))));
+    let request = MetadataRequest::default().with_topics(Some(vec![named]));
+    let told: MetadataResponse = clients[other].ask(METADATA, 12, &request).await;
+    let topic_id = told.topics[0].topic_id;
+    let place = told.brokers.iter().find(|broker| broker.node_id.0 == id).unwrap();
+
+    let answer: ProduceResponse = clients[other].ask(PRODUCE, 10, &produce()).await;
+    let part = &answer.responses[0].partition_responses[0];
+    let said = (part.error_code, part.current_leader.leader_id.0, part.current_leader.leader_epoch);
+    assert_eq!(said, (6, id, 1));
+    let [node] = answer.node_endpoints.as_slice() else { panic!("{answer:?}") };
+    assert_eq!((node.node_id.0, &node.host, node.port), (id, &place.host, place.port));
+
+    let mut request = fetch(0, -1, 0);
+    let answer: FetchResponse = clients[other].ask(FETCH, 12, &request).await;
+    let part = &answer.responses[0].partitions[0];
+    let said = (part.error_code, part.current_leader.leader_id.0, part.current_leader.leader_epoch);
+    assert_eq!(said, (6, id, 1));
+    request.topics[0].topic = TopicName::default();
+    request.topics[0].topic_id = topic_id;
+    let answer: FetchResponse = clients[other].ask(FETCH, 16, &request).await;
+    assert_eq!(answer.responses[0].partitions[0].current_leader.leader_id.0, id);
+    let [node] = answer.node_endpoints.as_slice() else { panic!("{answer:?}") };
+    assert_eq!((node.node_id.0, &node.host, node.port), (id, &place.host, place.port));
+
+    // Who is served hears nothing of it.
+    let answer: ProduceResponse = clients[leader].ask(PRODUCE, 10, &produce()).await;
+    assert_eq!(answer.responses[0].partition_responses[0].error_code, 0);
+    assert!(answer.node_endpoints.is_empty());
+
+    // A batch that the shard's going takes with it: the answer waits for where it went.
+    nodes.log(leader).release(ShardId(leader as u16)).await.unwrap();
+    send(&mut clients[leader], PRODUCE, 10, &produce()).await;
+    nodes.tell(leader as u16, Some(other as i32 + 1));
+    let answer = clients[leader].receive_as::<ProduceResponse>(10).await.1;
+    let part = &answer.responses[0].partition_responses[0];
+    let said = (part.error_code, part.current_leader.leader_id.0, part.current_leader.leader_epoch);
+    assert_eq!(said, (6, other as i32 + 1, 2));
+}
+
+#[tokio::test]
 async fn a_long_poll_ends_when_the_partition_leaves() {
     let nodes = Nodes::start().await;
     let mut clients = nodes.clients().await;
