@@ -114,20 +114,27 @@ impl Inner {
         from: Offset,
         max_bytes: usize,
     ) -> Result<Option<Vec<Batch>>, LogError> {
-        // Whoever committed it had heard more of the streams than this copy, perhaps.
-        let unheard_of = self.remote.is_some() && !self.catalog.is_deleted(id.stream());
-        let read = match (self.served(id), self.remote.as_ref()) {
+        if self.catalog.by_id(id.stream()).is_none() {
+            // Whoever committed it had heard more of the streams than this copy, perhaps.
+            let is_deleted = self.catalog.is_deleted(id.stream());
+            return if is_deleted { Ok(None) } else { Err(LogError::NotOwner) };
+        }
+        let (read, is_far) = match (self.served(id), self.remote.as_ref()) {
             (Err(LogError::NotOwner), Some(remote)) => {
-                self.read_far(remote.as_ref(), &*self.partition(id)?, from, max_bytes).await
+                let partition = self.partition(id)?;
+                (self.read_far(remote.as_ref(), &partition, from, max_bytes).await, true)
             }
-            _ => self.read(id, from, max_bytes).await,
+            _ => (self.read(id, from, max_bytes).await, false),
         };
         match read {
-            Ok(batches) => Ok(Some(batches).filter(|batches| !batches.is_empty())),
-            Err(LogError::StreamNotFound(_) | LogError::PartitionNotFound(..)) if unheard_of => {
+            Ok(batches) if !batches.is_empty() => Ok(Some(batches)),
+            // Whoever committed it knew more than who answers.
+            Ok(_) if is_far => Err(LogError::NotOwner),
+            Err(LogError::OffsetOutOfRange { asked, high, .. }) if is_far && asked >= high => {
                 Err(LogError::NotOwner)
             }
-            Err(
+            Ok(_)
+            | Err(
                 LogError::OffsetOutOfRange { .. }
                 | LogError::StreamNotFound(_)
                 | LogError::PartitionNotFound(..),

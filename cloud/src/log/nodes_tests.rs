@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tributary_shared::record::{Batch, BatchBuilder, Compression, Record};
 
 use super::{
+    partition::Partition,
     tail::{Start, Tail},
     *,
 };
@@ -395,6 +396,36 @@ async fn a_tail_follows_partitions_wherever_they_are_and_go() {
     a.take(ONE).await.unwrap();
     append(a, far, "4").await.unwrap();
     assert_eq!(seen(far).await, ["4"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_of_a_stream_that_is_not_seen_yet_are_waited_for() {
+    let direct = Arc::new(Direct::default());
+    let join = |engine| Log::join(engine, Settings::default(), direct.clone(), Lease::forever());
+    let logs: Vec<Log> = in_memory(2, 2).into_iter().map(join).collect();
+    direct.0.write().unwrap().clone_from(&logs);
+    let [old, new] = &logs[..] else { panic!("two") };
+    old.take(ZERO).await.unwrap();
+    old.take(ONE).await.unwrap();
+    let stream = old.create_stream("s", Some(2), StreamConfig::default()).await.unwrap();
+    let all = [0, 1].map(|index| PartitionId::new(stream.id, index));
+    let there = all.into_iter().find(|id| old.shard_of(*id).unwrap() == ONE).unwrap();
+    append(old, there, "a").await.unwrap();
+    old.release(ONE).await.unwrap();
+    // A node that has just begun, in the midst of taking over the list of streams: the partition can be read, the stream is not
+    // shown yet.
+    new.take(ONE).await.unwrap();
+    let partition = Partition::new(there, ONE);
+    new.inner.shared.partitions.write().unwrap().insert(there, Arc::clone(&partition));
+    new.inner.know(ONE, vec![partition]).await.unwrap();
+    let mut tail = Tail::new(new.clone(), [(there, 0)].into(), Start::Beginning).await.unwrap();
+    let soon = Duration::from_secs(5);
+    assert!(tokio::time::timeout(soon, tail.next()).await.is_err());
+    assert!(is_elsewhere(new.read_known(there, 0, 1).await));
+    new.learn(old.catalog().unwrap()).await;
+    let found = tokio::time::timeout(soon, tail.next()).await.unwrap().unwrap();
+    assert_eq!((found.partition, found.records.len(), found.next), (there, 1, 1));
+    assert!(new.read_known(there, 0, 1).await.unwrap().is_some());
 }
 
 #[tokio::test]

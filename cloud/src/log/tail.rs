@@ -45,7 +45,6 @@ pub struct TailBatch {
 
 /// See the module.
 pub struct Tail {
-    log: Log,
     turns: Turns,
     skipped: u64,
 }
@@ -68,17 +67,16 @@ impl Tail {
                 }
             }
         }
-        Ok(Self { log, turns: turns.at(cursors), skipped: 0 })
+        Ok(Self { turns: turns.at(cursors), skipped: 0 })
     }
 
     /// The next records; waits for them. `None`: the log is closed. Cancelling loses nothing.
     pub async fn next(&mut self) -> Option<TailBatch> {
         loop {
-            let Turn { partition, from, batches } = self.turns.next().await?;
+            let Turn { partition, stream, from, batches } = self.turns.next().await?;
             let (records, next) = self.decode(partition, from, &batches);
             self.turns.advance(partition, next);
-            let stream = self.log.stream_by_id(partition.stream());
-            if let (Some(stream), false) = (stream, records.is_empty()) {
+            if !records.is_empty() {
                 return Some(TailBatch { partition, stream, records, next });
             }
         }

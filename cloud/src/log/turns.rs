@@ -6,6 +6,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 use tributary_shared::record::Batch;
 
-use super::{Follower, Log, LogError, Offset, PartitionId};
+use super::{Follower, Log, LogError, Offset, PartitionId, Stream};
 
 /// Reads of other nodes' partitions at a time.
 const FAR_READS: usize = 32;
@@ -25,6 +26,8 @@ const AGAIN_AFTER: Duration = Duration::from_millis(500);
 pub struct Turn {
     /// Whose.
     pub partition: PartitionId,
+    /// Its stream.
+    pub stream: Arc<Stream>,
     /// What was asked for: the first batch may begin before it.
     pub from: Offset,
     /// Never empty.
@@ -198,12 +201,44 @@ impl Turns {
     }
 
     fn judge(&mut self, (partition, from, read): Read) -> Judged {
+        if self.from(partition) != from {
+            // Its shard has moved while it was read from the owner before: what comes goes on elsewhere by now.
+            self.queue(partition);
+            return Judged::Later;
+        }
         match read {
+            // Who answered knows less than what was heard already: nobody will tell of it again.
+            Ok(batches) if batches.is_empty() && self.is_behind(partition, from) => {
+                debug!(
+                    partition = partition.0,
+                    from, "there are records that the owner does not have yet"
+                );
+                self.fail(partition);
+            }
             Ok(batches) if batches.is_empty() => {}
             Ok(batches) => {
-                // There may be more: it gets another turn.
-                self.queue(partition);
-                return Judged::Turn(Turn { partition, from, batches });
+                if let Some(stream) = self.log.stream_by_id(partition.stream()) {
+                    // There may be more: it gets another turn.
+                    self.queue(partition);
+                    return Judged::Turn(Turn { partition, stream, from, batches });
+                }
+                // A node that has just begun can read partitions before it has seen all of the list of streams: nobody could
+                // say what these records are, and they must not be passed over.
+                if self.log.is_deleted(partition.stream()) {
+                    self.cursors.remove(&partition);
+                } else {
+                    self.fail(partition);
+                }
+            }
+            // As above.
+            Err(LogError::OffsetOutOfRange { asked, high, .. })
+                if asked > high && self.log.inner.is_far(partition) =>
+            {
+                debug!(
+                    partition = partition.0,
+                    asked, high, "the owner does not know of these records"
+                );
+                self.fail(partition);
             }
             // Retention was faster, or the cursor is from a store that lost its end.
             Err(LogError::OffsetOutOfRange { asked, start, high }) => {
@@ -221,12 +256,21 @@ impl Turns {
                 } else {
                     warn!(partition = partition.0, %error, "reading failed; trying again");
                 }
-                if self.failed.is_empty() {
-                    self.again = Instant::now() + AGAIN_AFTER;
-                }
-                self.failed.push(partition);
+                self.fail(partition);
             }
         }
         Judged::Later
+    }
+
+    fn is_behind(&self, partition: PartitionId, from: Offset) -> bool {
+        self.log.watermarks_anywhere(partition).is_ok_and(|marks| marks.high > from)
+    }
+
+    /// It is read again a moment later.
+    fn fail(&mut self, partition: PartitionId) {
+        if self.failed.is_empty() {
+            self.again = Instant::now() + AGAIN_AFTER;
+        }
+        self.failed.push(partition);
     }
 }

@@ -69,7 +69,8 @@ async fn ends(peers: &Peers, log: &Log) {
             if !lives {
                 task.abort();
             }
-            lives
+            // It ends by itself when its node is gone, and that may be over before anybody here looks.
+            lives && !task.is_finished()
         });
         for id in view.nodes.keys().filter(|id| **id != view.me) {
             known.entry(*id).or_insert_with(|| tasks.spawn(of(*id, peers.clone(), log.clone())));

@@ -149,11 +149,10 @@ impl Router {
         commands: mpsc::WeakSender<Vec<Command>>,
     ) -> Result<(), LogError> {
         let Self { log, skips, bindings, cursors, .. } = self;
-        let mut turns = Turns::new(log.clone(), cursors, READ_BYTES);
-        while let Some(Turn { partition, from, batches }) = turns.next().await {
+        let mut turns = Turns::new(log, cursors, READ_BYTES);
+        while let Some(Turn { partition, stream, from, batches }) = turns.next().await {
             let next = batches.last().map_or(from, |batch| batch.last_offset() + 1);
             turns.advance(partition, next);
-            let Some(stream) = log.stream_by_id(partition.stream()) else { continue };
             // After the read: who has bound before a record was written gets it.
             let wanted = bindings.load(Ordering::Acquire) > 0;
             let stream: Arc<str> = stream.name.as_str().into();
