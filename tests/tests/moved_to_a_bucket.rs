@@ -162,7 +162,9 @@ fn moved(store: &Store, runtime: &tokio::runtime::Handle) {
     while !checker.complete() {
         let record = reader.next(WAIT).expect("more");
         // The sleeper's message is there, too.
-        record.payload().filter(|payload| is_payload(payload)).map(|payload| checker.read(payload));
+        if let Some(payload) = record.payload().filter(|payload| is_payload(payload)) {
+            checker.read(payload);
+        }
     }
     assert_eq!(checker.verdict(), Verdict::default());
 }
