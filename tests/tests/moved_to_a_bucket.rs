@@ -21,6 +21,7 @@ use tributary_tests::{
     Checker, Cloud, Device, Edge, Random,
     checker::{Verdict, is_payload, payload},
     device::connect_packet,
+    http_get,
     kafka::Reader,
     process::{binary, run, until},
     s3::{ACCESS_KEY, Control, Faults, MemoryS3, SECRET_KEY},
@@ -143,6 +144,10 @@ fn moved(store: &Store, runtime: &tokio::runtime::Handle) {
     assert!(said(&again).contains("holds data already"), "{}", said(&again));
 
     let nodes = ["n1", "n2"].map(|name| store.node(name, "moved", &["cluster.settle_ms=50"]));
+    until("each has its share, and nothing moves any more", || {
+        let [one, two] = nodes.each_ref().map(shards);
+        one > 0 && two > 0 && one + two == 3
+    });
     assert_eq!(orders(nodes[1].kafka, ORDERS), before);
     let mut all = TopicPartitionList::new();
     all.add_partition("orders", 0);
@@ -150,7 +155,7 @@ fn moved(store: &Store, runtime: &tokio::runtime::Handle) {
     assert_eq!(committed.find_partition("orders", 0).unwrap().offset(), Offset::Offset(7));
     let mut sleeping = sleeper(nodes[1].mqtt);
     assert!(sleeping.connack.session_present);
-    assert_eq!(sleeping.message().unwrap().payload, "while you slept");
+    assert_eq!(sleeping.message().unwrap().payload, "sleeping");
     let brokers = format!("{},{}", nodes[0].kafka, nodes[1].kafka);
     let (partition, offset) = runtime.block_on(order(&producer(&brokers), ORDERS));
     let there = before.iter().filter(|(of, ..)| *of == partition).count();
@@ -169,6 +174,13 @@ fn moved(store: &Store, runtime: &tokio::runtime::Handle) {
     assert_eq!(checker.verdict(), Verdict::default());
 }
 
+/// How many shards it serves.
+fn shards(node: &Cloud) -> usize {
+    let metrics = http_get(node.admin, "/metrics");
+    let served = metrics.lines().filter(|line| line.starts_with("tributary_shard_served{"));
+    served.filter(|line| line.ends_with(" 1")).count()
+}
+
 /// Orders of which a group has read some, a session with a message that waits, an edge.
 fn fill(single: &Cloud, folder: &Path, checker: &mut Checker, runtime: &tokio::runtime::Handle) {
     drop(Reader::new(single.kafka, "orders"));
@@ -185,7 +197,7 @@ fn fill(single: &Cloud, folder: &Path, checker: &mut Checker, runtime: &tokio::r
     let waits = Publish {
         qos: Qos::AtLeastOnce,
         topic: "to/sleeper".into(),
-        payload: "while you slept".into(),
+        payload: "sleeping".into(),
         ..Publish::default()
     };
     Device::connect(single.mqtt, "waker").unwrap().publish(waits).unwrap();
