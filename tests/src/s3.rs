@@ -79,6 +79,11 @@ impl MemoryS3 {
     pub fn objects(&self) -> usize {
         self.with(|state| state.objects.len())
     }
+
+    /// Number of objects with that in their key.
+    pub fn objects_of(&self, part: &str) -> usize {
+        self.with(|state| state.objects.keys().filter(|(_, key)| key.contains(part)).count())
+    }
 }
 
 impl State {
