@@ -1,5 +1,5 @@
 //! The commands that work on data directly: `migrate` carries a single node's data to a bucket, however often it is broken off, and a
-//! cluster serves it as it was; a `compactor` apart keeps up with nodes that leave compaction to it, and may be killed at any time.
+//! cluster serves it as it was; a `compactor` apart compacts for nodes that leave that to it, and may be killed at any time.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 
@@ -231,8 +231,10 @@ fn broken_off(store: &Store, from: &str) {
     let refused = run(serve, WAIT);
     assert_eq!(refused.status.code(), Some(1));
     assert!(said(&refused).contains("is half a copy; run the same"), "{}", said(&refused));
-    let other = migrate(store, "file:///somewhere/else", "s3://test/moved");
+    // As if it were other data.
+    let other = migrate(store, &format!("{from}/"), "s3://test/moved");
     assert_eq!(other.status.code(), Some(1), "{}", said(&other));
+    assert!(said(&other).contains("is half a copy of"), "{}", said(&other));
 }
 
 fn quiet(mut command: Command) -> Child {
@@ -245,7 +247,7 @@ const LARGE: i64 = 96;
 const COMPACTIONS: usize = 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_compactor_apart_keeps_up_and_may_be_killed() {
+async fn a_compactor_apart_compacts_and_may_be_killed() {
     let store = Store::start().await;
     let runtime = tokio::runtime::Handle::current();
     blocking(move || compacted(&store, &runtime)).await;

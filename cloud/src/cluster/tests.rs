@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{
-    Addresses, NodeId, Settings,
+    Addresses, NodeId, Settings, View,
     member::{Me, Refused},
     store::Objects,
     task::{Membership, Shards, join},
@@ -100,7 +100,13 @@ async fn shards_are_shared_and_come_back_when_a_node_leaves() {
     assert_eq!(first.cluster().view().me, NodeId(1));
     assert_eq!(second.cluster().view().me, NodeId(2));
     assert_eq!(second.cluster().view().nodes.len(), 2);
+    let mut seen = second.cluster().changes();
     second.leave();
+    // Before it goes it shows its own clients where its shards are now; none of them hears of both at once.
+    let all_gone = |view: &Arc<View>| view.shards.iter().all(|s| s.owner == Some(NodeId(1)));
+    assert!(seen.wait_for(all_gone).await.unwrap().nodes.contains_key(&NodeId(2)));
+    let mut others = first.cluster().changes();
+    assert!(others.wait_for(all_gone).await.unwrap().nodes.contains_key(&NodeId(2)));
     ended.await.unwrap().unwrap();
     a.are(4).await;
     assert!(b.0.borrow().is_empty());

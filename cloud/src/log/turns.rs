@@ -234,9 +234,9 @@ impl Turns {
             Err(LogError::OffsetOutOfRange { asked, high, .. })
                 if asked > high && self.log.inner.is_far(partition) =>
             {
-                debug!(
+                warn!(
                     partition = partition.0,
-                    asked, high, "the owner does not know of these records"
+                    asked, high, "the owner does not know of these records; trying again"
                 );
                 self.fail(partition);
             }

@@ -69,8 +69,7 @@ async fn ends(peers: &Peers, log: &Log) {
             if !lives {
                 task.abort();
             }
-            // It ends by itself when its node is gone, and that may be over before anybody here looks.
-            lives && !task.is_finished()
+            lives
         });
         for id in view.nodes.keys().filter(|id| **id != view.me) {
             known.entry(*id).or_insert_with(|| tasks.spawn(of(*id, peers.clone(), log.clone())));
@@ -90,7 +89,13 @@ async fn of(node: NodeId, peers: Peers, log: Log) {
     let mut from = 0;
     loop {
         let view = changes.borrow_and_update().clone();
-        let Some(now) = view.nodes.get(&node) else { return };
+        let Some(now) = view.nodes.get(&node) else {
+            // Whoever began this ends it, unless the node is back before that is seen there.
+            if changes.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
         let wanted = wanted(&log, &view, node, &mut from);
         if wanted.is_empty() {
             let _ = timeout(LOOK, changes.changed()).await;

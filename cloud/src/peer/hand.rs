@@ -181,8 +181,8 @@ impl Peers {
 }
 
 impl Away {
-    /// Carries bytes both ways, `first` and once that is answered `rest` before the client's others, until either end is done, the shard has another owner, or
-    /// `stop`. Whether the client has heard nothing, so that another may have it.
+    /// Carries bytes both ways, `first` and once that is answered `rest` before the client's others, until either end is done, the
+    /// shard has another owner, or `stop`. Whether the client has heard nothing, so that another may have it.
     async fn carry<S>(
         self,
         client: &mut S,
@@ -224,8 +224,12 @@ impl Away {
                 stream.write_all(rest).await?;
                 stream.flush().await
             };
-            if both.await.is_err() {
-                return false;
+            tokio::select! {
+                said = both => if said.is_err() {
+                    return false;
+                },
+                () = &mut moved => return false,
+                () = stop.cancelled() => return false,
             }
         }
         tokio::select! {

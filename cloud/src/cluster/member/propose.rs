@@ -73,11 +73,8 @@ impl Member {
 
     /// The map gives nothing to this node any more.
     fn is_bare(&self) -> bool {
-        let owns = |map: &Map| {
-            let me = self.entry().map(|(me, _)| me);
-            map.places().any(|(_, place)| place.owner == me)
-        };
-        self.is_empty() && self.map.as_ref().is_some_and(|map| !owns(map))
+        let Some(((me, _), map)) = self.entry().zip(self.map.as_ref()) else { return false };
+        self.is_empty() && map.places().all(|(_, place)| place.owner != Some(me))
     }
 
     pub(super) fn map_created(&mut self, began: Ms, map: Map, answer: &Answer, now: Ms) {

@@ -135,9 +135,10 @@ async fn find(
     Ok(partition)
 }
 
-/// Says of every partition that is not served here who leads it, as far as that is known.
+/// Says who leads every partition that is not served here, or was asked for in an epoch that is over.
 fn name_leaders(client: &Client, topics: &mut [Topic]) -> Named {
     let head = &client.head;
+    let view = head.cluster.view();
     let mut named = Named::default();
     for topic in topics {
         let gone = |part: &&mut Part| {
@@ -146,7 +147,6 @@ fn name_leaders(client: &Client, topics: &mut [Topic]) -> Named {
         for part in topic.partitions.iter_mut().filter(gone) {
             let index = u32::try_from(part.index).ok();
             let Some((stream, index)) = topic.stream.zip(index) else { continue };
-            let view = head.cluster.view();
             let leader = head.leader(&view, PartitionId::new(stream, index));
             part.leader = named.leader(client, &view, leader);
         }
